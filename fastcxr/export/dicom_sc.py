@@ -1,6 +1,6 @@
 """A DICOM Secondary Capture with the saliency map of one image, as an image with text burned in.
 
-The text names the class, its probability and the model's purpose, and no patient: BurnedInAnnotation states whether the
+The text has the decision, the model and its critical notices, and no patient: BurnedInAnnotation states whether the
 pixels identify a patient (PS3.3, C.7.6.1), so it is that of the source image. PixelSpacing is left out, because the
 radiograph is resized. Names of classes that the font cannot draw are complete in DerivationDescription.
 """
@@ -17,6 +17,7 @@ from fastcxr.export.image_results import RESEARCH_TEXT, Algorithm, ImageResult
 
 SC_SERIES_NUMBER = 9902
 MAX_DESCRIPTION_BYTES = 1024  # of the VR ST
+MAX_LISTED_LABELS = 5  # in the description
 
 
 def make_sc(
@@ -89,6 +90,8 @@ def _describe(result: ImageResult, algorithm: Algorithm, method: str) -> str:
     top = result.top
     parts = [
         RESEARCH_TEXT,
+        *(f"Critical: {notice}" for notice in algorithm.notices),
+        result.describe(MAX_LISTED_LABELS),
         f"Saliency map ({method}) of {algorithm.name} for {top.label}",
         f"probability {top.probability:.6g}",
         *algorithm.parameters,

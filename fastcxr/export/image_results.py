@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastcxr.io.formatting import pluralize
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, OOD_SCORE_COLUMN, Predictions
 
 RESEARCH_TEXT = "For research, not for diagnosis"
@@ -72,6 +73,39 @@ class ImageResult:
     def top(self) -> LabelResult:
         """The most probable class or finding."""
         return max(self.labels, key=lambda one: one.probability)
+
+    @property
+    def reached(self) -> list[LabelResult]:
+        """The classes or findings that reach their thresholds, the most probable first."""
+        return sorted((one for one in self.labels if one.is_reached), key=lambda one: -one.probability)
+
+    def describe(self, n_listed: int) -> str:
+        """Return the decision in words, with at most `n_listed` classes or findings that reach their thresholds.
+
+        An out-of-distribution image has neither a decision nor a class.
+        """
+        if self.is_ood:
+            return "Out-of-distribution image: no decision"
+        top = f"{self.top.label}: probability {self.top.probability:.3f}"
+        if self.is_multi_label:
+            n_thresholds = sum(one.threshold is not None for one in self.labels)
+            listed = f": {self._list_reached(n_listed)}" if self.reached else f"; most probable: {top}"
+            return f"Threshold reached by {len(self.reached)} of {pluralize(n_thresholds, 'finding')}{listed}"
+        if self.top.threshold is not None:
+            top += f", threshold {self.top.threshold:.3f} {'reached' if self.top.is_reached else 'not reached'}"
+        return f"{top}; uncertain: {self._explain_uncertain(n_listed)}" if self.is_uncertain else top
+
+    def _explain_uncertain(self, n_listed: int) -> str:
+        n_reached = len(self.reached)
+        if n_reached > 1:
+            return f"threshold reached by {n_reached} classes: {self._list_reached(n_listed)}"
+        has_thresholds = any(one.threshold is not None for one in self.labels)
+        return "threshold reached by no class" if has_thresholds and not n_reached else "below the abstention threshold"
+
+    def _list_reached(self, n_listed: int) -> str:
+        text = ", ".join(f"{one.label} {one.probability:.3f}" for one in self.reached[:n_listed])
+        n_more = len(self.reached) - n_listed
+        return f"{text} and {n_more:,} more" if n_more > 0 else text
 
 
 def list_image_results(predictions: Predictions, thresholds: Mapping[str, float]) -> list[ImageResult | None]:

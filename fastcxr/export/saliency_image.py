@@ -8,38 +8,46 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fastcxr.export.image_results import RESEARCH_TEXT, ImageResult
+from fastcxr.export.image_results import RESEARCH_TEXT, Algorithm, ImageResult
 from fastcxr.inference.saliency_maps import SaliencyMap, make_pair_image
 
 MIN_PANEL_PIXELS, MAX_PANEL_PIXELS = 512, 1024  # width of the image and of the map; smaller images are enlarged
 FONT_SHARE, MIN_FONT_PIXELS = 0.042, 22  # of the width of a panel
-MAX_TITLE_LINES, MAX_TITLE_CHARACTERS = 3, 300
+SMALL_FONT_SHARE, LINE_SPACING = 0.75, 1.3  # of the font
+MAX_TITLE_LINES, MAX_TITLE_CHARACTERS, MAX_LISTED_LABELS = 3, 300, 20
 BACKGROUND, TEXT_COLOR, WARNING_COLOR = "black", "white", "#ffd23c"
 UNKNOWN = "?"
 FONT_FILE = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # of matplotlib: Latin, Greek, Cyrillic, Arabic and more
 
 
-def draw_saliency_image(saliency_map: SaliencyMap, result: ImageResult) -> np.ndarray:
-    """Return the image beside its saliency map with the explained class, its probability and decision; RGB bytes.
+def draw_saliency_image(
+    saliency_map: SaliencyMap, result: ImageResult, algorithm: Algorithm, *, method: str
+) -> np.ndarray:
+    """Return the image beside its saliency map, with the decision, the model and its critical notices; RGB bytes.
 
     Shape (height, width, 3). Without evidence for the class, both panels show the image, and the text states it.
 
     Args:
         saliency_map: of the most probable class or finding; it is not withheld and has no error.
         result: of the same image.
+        algorithm: the model.
+        method: name of the attribution method.
     """
     assert saliency_map.image is not None
     image, normalized = saliency_map.image, saliency_map.normalized
     size = min(max(MIN_PANEL_PIXELS, len(image)), MAX_PANEL_PIXELS)
     pair = make_pair_image(image, np.zeros(image.shape) if normalized is None else normalized, size)
-    font = load_font(max(MIN_FONT_PIXELS, FONT_SHARE * size))
-    title = wrap_text(_make_title(saliency_map, result), font, pair.width)
-    notes = wrap_text(saliency_map.note, font, pair.width) if saliency_map.note else []
-    strips = [
-        _draw_strip([(line, TEXT_COLOR) for line in title], font, pair.width),
-        pair,
-        _draw_strip([*((line, TEXT_COLOR) for line in notes), (RESEARCH_TEXT, WARNING_COLOR)], font, pair.width),
-    ]
+    large = load_font(max(MIN_FONT_PIXELS, FONT_SHARE * size))
+    small = load_font(SMALL_FONT_SHARE * large.size)
+    title_color = WARNING_COLOR if result.is_ood else TEXT_COLOR
+    above = [(text, title_color, large) for text in _wrap_decision(result, large, pair.width)]
+    for notice in algorithm.notices:
+        above += [(text, WARNING_COLOR, large) for text in wrap_text(f"Critical: {notice}", large, pair.width)]
+    below = [(text, TEXT_COLOR, large) for text in wrap_text(saliency_map.note, large, pair.width) if text]
+    captions = [_make_caption(saliency_map, result, method), f"Model: {algorithm.name}, version {algorithm.version}"]
+    below += [(text, TEXT_COLOR, small) for caption in captions for text in wrap_text(caption, small, pair.width)]
+    below.append((RESEARCH_TEXT, WARNING_COLOR, large))
+    strips = [_draw_strip(above, pair.width), pair, _draw_strip(below, pair.width)]
     return np.concatenate([np.asarray(strip) for strip in strips])
 
 
@@ -53,22 +61,30 @@ def load_font(size: float) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _make_title(saliency_map: SaliencyMap, result: ImageResult) -> str:
+def _wrap_decision(result: ImageResult, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Return lines with the decision, and as many classes or findings that reach their thresholds as fit."""
+    n_listed = min(len(result.reached), MAX_LISTED_LABELS)
+    while n_listed > 1 and len(_split_lines(result.describe(n_listed), font, width - font.size)) > MAX_TITLE_LINES:
+        n_listed -= 1
+    return wrap_text(result.describe(n_listed), font, width)
+
+
+def _make_caption(saliency_map: SaliencyMap, result: ImageResult, method: str) -> str:
+    """Return what the panels show. The class of an out-of-distribution image is named here only."""
     one = next(one for one in result.labels if one.label == saliency_map.class_name)
-    text = f"{one.label}: probability {one.probability:.3f}"
-    if result.is_ood:
-        return f"{text}; out-of-distribution image, no decision"
-    if one.threshold is not None:
-        text += f", threshold {one.threshold:.3f} {'reached' if one.is_reached else 'not reached'}"
-    return text + ("; uncertain" if result.is_uncertain else "")
+    text = f"Left: the image. Right: saliency map ({method}) of {one.label}, probability {one.probability:.3f}"
+    return text if result.is_ood or one.threshold is None else f"{text}, threshold {one.threshold:.3f}"
 
 
-def _draw_strip(lines: list[tuple[str, str]], font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
-    line_height = round(1.3 * font.size)
-    strip = Image.new("RGB", (width, line_height * len(lines) + round(0.6 * font.size)), BACKGROUND)
-    draw = ImageDraw.Draw(strip)
-    for number, (text, color) in enumerate(lines):
-        draw.text((0.4 * font.size, 0.3 * font.size + number * line_height), text, fill=color, font=font)
+def _draw_strip(lines: list[tuple[str, str, ImageFont.FreeTypeFont]], width: int) -> Image.Image:
+    """Return an image with lines of text, each with color and font."""
+    margin = max(font.size for _, _, font in lines)
+    heights = [round(LINE_SPACING * font.size) for _, _, font in lines]
+    strip = Image.new("RGB", (width, sum(heights) + round(0.6 * margin)), BACKGROUND)
+    draw, y = ImageDraw.Draw(strip), 0.3 * margin
+    for (text, color, font), height in zip(lines, heights, strict=True):
+        draw.text((0.4 * margin, y), text, fill=color, font=font)
+        y += height
     return strip
 
 

@@ -189,7 +189,7 @@ class DicomResults:
                 new = make_sr(source, result, self.algorithm, instance)
             else:
                 assert saliency_map is not None
-                pixels = draw_saliency_image(saliency_map, result)
+                pixels = draw_saliency_image(saliency_map, result, self.algorithm, method=self.method)
                 new = make_sc(source, result, pixels, self.algorithm, instance, method=self.method)
             with atomic_file(target) as temporary_path:
                 new.save_as(temporary_path)

@@ -15,7 +15,11 @@ ROOT = "1.2.826.0.1.3680043.8.498"  # the root of pydicom
 NEVER_COPIED = {"InstitutionName": "ZZHOSPITAL", "OperatorsName": "ZZOPERATOR", "StudyDescription": "ZZSTUDY"}
 PATIENT = {"PatientName": "Müller^Ana", "PatientID": "ZZTESTID", "PatientAge": "62", "PatientSex": "F"}
 ALGORITHM = Algorithm(
-    name="fastcxr timm:resnet50", checksum="5f" * 32, parameters=("sha256 of model.json: " + "5f" * 32,), version="0.1"
+    name="fastcxr timm:resnet50",
+    checksum="5f" * 32,
+    parameters=("sha256 of model.json: " + "5f" * 32,),
+    version="0.1",
+    notices=("Confounded: do not use these metrics",),
 )
 
 
