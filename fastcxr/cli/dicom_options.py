@@ -58,16 +58,16 @@ class DicomOptions:
             reject_other_images(table, TerminalProgress(console), show_names=not hash_names)
 
     @contextmanager
-    def open(self, folder: Path, output: Any) -> "Iterator[DicomResults | None]":
-        """Yield the writer of the results of a PredictionOutput; None without folders."""
+    def open(self, output: Any, csv: Path | None) -> "Iterator[DicomResults | None]":
+        """Yield the writer of the results of a PredictionOutput, whose rows are in `csv`; None without folders."""
         if not self.is_wanted:
             yield None
             return
         from fastcxr.workflows.dicom_folders import DicomFolders
         from fastcxr.workflows.dicom_results import describe_algorithm, open_dicom_results
 
-        description, folders = output.describe(), DicomFolders(**asdict(self))
-        algorithm = describe_algorithm(folder, output.scorer, description["model"])
+        description, folders = output.describe(), DicomFolders(**asdict(self), csv=csv)
+        algorithm = describe_algorithm(output.folder, output.scorer, description["model"], output.notices)
         with open_dicom_results(folders, output.scorer, output.table, algorithm, description) as results:
             yield results
 

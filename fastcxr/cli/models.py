@@ -87,7 +87,6 @@ def predict(
     from fastcxr.cli.prediction import PredictionOutput, predict_with_workers, write_shard_csv
     from fastcxr.data.image_table import make_image_table
     from fastcxr.models.hub_download import find_model_dir
-    from fastcxr.workflows.critical_notices import list_critical_notices
     from fastcxr.workflows.load_scorer import load_scorer
     from fastcxr.workflows.prediction import validate_new_csv
     from fastcxr.workflows.prediction_shards import parse_shard
@@ -111,13 +110,13 @@ def predict(
     print_line(f"precision: {scorer.dtype_and_device}")
     output = PredictionOutput(folder, scorer, table, hash_names=hash_names)
     if csv and part:
-        return write_shard_csv(output, csv, part, list_critical_notices(folder, scorer))
+        return write_shard_csv(output, csv, part)
     if csv and workers != IN_THIS_PROCESS:
         options = {"precision": precision, "device": device, "engine": engine, "hash_names": hash_names}
         with open_executor(workers, device) as executor:
             return predict_with_workers(output, images, csv, executor, **options)
     output.write(csv, dicom)
-    return output.print_summary(list_critical_notices(folder, scorer))
+    return output.print_summary()
 
 
 @app.command(

@@ -205,9 +205,9 @@ def _describe_error(error: FastcxrError) -> dict[str, Any]:
 
 
 def make_interrupt_error(interrupt: KeyboardInterrupt) -> FastcxrError:
-    """Return the error for Ctrl-C; a note of the exception states what is done and kept."""
+    """Return the error for Ctrl-C; the notes of the exception state what is done and kept."""
     if done := getattr(interrupt, "__notes__", []):
-        return make_error(f"interrupted: {done[0]}", "Repeat the command to continue", INTERRUPTED_EXIT_CODE)
+        return make_error(f"interrupted: {', '.join(done)}", "Repeat the command to continue", INTERRUPTED_EXIT_CODE)
     return make_error("interrupted", "Repeat the command", INTERRUPTED_EXIT_CODE)
 
 

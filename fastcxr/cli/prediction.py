@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +59,18 @@ class PredictionOutput:
         self.first_blocks: list[Predictions] = []
         self.progress, self.dicom_results = TerminalProgress(console), None
 
+    @cached_property
+    def notices(self) -> list[dict[str, str]]:
+        """Critical notices on the model; a damaged file of a run is logged once."""
+        return list_critical_notices(self.folder, self.scorer)
+
     def describe(self) -> dict[str, Any]:
         """Return what the rows depend on; see describe_prediction."""
         return describe_prediction(self.folder, self.scorer, self.table, hash_names=self.hash_names)
 
     def write(self, csv: Path | None, dicom: DicomOptions = NO_DICOM) -> None:
         """Write the rows to a file, which an interrupted command continues, or to standard output; and DICOM files."""
-        with dicom.open(self.folder, self) as self.dicom_results:
+        with dicom.open(self, csv) as self.dicom_results:
             if csv:
                 self._write_csv(csv)
             else:
@@ -100,12 +106,12 @@ class PredictionOutput:
         if block.is_multi_label and n_missing > 0:
             self.first_blocks.append(block.select_readable(n_missing))
 
-    def print_summary(self, notices: Sequence[Mapping[str, str]]) -> int:
+    def print_summary(self) -> int:
         """Print errors, critical notices and numbers of images, and return the exit code."""
         return print_prediction(
             self.summary,
             self.first_blocks,
-            notices,
+            self.notices,
             {"predictions": self.rows} | self.document,
             has_ood_detector=self.scorer.has_ood_detector,
         )
@@ -119,11 +125,10 @@ def predict_with_workers(
     `options`: see predict_shard.
     """
     summary = predict_in_shards(output.folder, images, csv, executor, output.progress, **options)
-    notices = list_critical_notices(output.folder, output.scorer)
-    return print_prediction(summary, [], notices, {"file": csv}, has_ood_detector=output.scorer.has_ood_detector)
+    return print_prediction(summary, [], output.notices, {"file": csv}, has_ood_detector=output.scorer.has_ood_detector)
 
 
-def write_shard_csv(output: PredictionOutput, csv: Path, shard: Shard, notices: Sequence[Mapping[str, str]]) -> int:
+def write_shard_csv(output: PredictionOutput, csv: Path, shard: Shard) -> int:
     """Write one shard, print its numbers of images and the command that joins the shards; return the exit code."""
     folder = find_shards_folder(csv)
     text = f"{shard[0]}/{shard[1]}"
@@ -133,7 +138,7 @@ def write_shard_csv(output: PredictionOutput, csv: Path, shard: Shard, notices: 
     description = output.describe()
     summary = write_shard(output.scorer, output.table, csv, description, shard, TerminalProgress(console), **options)
     document = {"file": find_shard_file(csv, shard), "folder": folder, "shard": text}
-    exit_code = print_prediction(summary, [], notices, document, has_ood_detector=output.scorer.has_ood_detector)
+    exit_code = print_prediction(summary, [], output.notices, document, has_ood_detector=output.scorer.has_ood_detector)
     print_next_steps(f"when all {shard[1]} shards are finished: {shlex.join(['fastcxr', 'merge', str(folder)])}")
     return exit_code
 

@@ -29,6 +29,7 @@ MAX_NAME_LENGTH, MAX_NAME_GROUPS, MAX_NAME_PARTS = 64, 3, 5  # PN: characters pe
 MAX_UID_LENGTH = 64
 UID_ROOT = "2.25."  # of the UIDs that are derived from a UUID (PS3.5, B.2)
 SEX_WORDS = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F", "O": "O", "OTHER": "O"}
+OTHER_CLASS, OTHER_CLASS_FIX = "the SOP class of the DICOM header is not one of radiographs", "Leave other images out"
 OTHER_EXPORT_FIX = "Export the image again with its UIDs, or leave it out"
 UID_TAGS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 ImageFile = str | MemoryImage | FileInMemory
@@ -105,8 +106,9 @@ COPIED_TAGS: dict[str, Callable[[str], str]] = {
     "BurnedInAnnotation": clean_answer,
     "LossyImageCompression": lambda value: value.strip() if value.strip() in ("00", "01") else "",
 }
+IMAGE_TAGS = ("BurnedInAnnotation", "LossyImageCompression")  # of COPIED_TAGS; the others are of patient and study
 # left out if empty; the others are required by the standard, and may be empty
-OPTIONAL_TAGS = ("IssuerOfPatientID", "PatientAge", "BurnedInAnnotation", "LossyImageCompression")
+OPTIONAL_TAGS = ("IssuerOfPatientID", "PatientAge", *IMAGE_TAGS)
 
 
 def read_source(file: str, path: str) -> Dataset:
@@ -122,7 +124,8 @@ def read_source(file: str, path: str) -> Dataset:
     if header is None:
         raise DataError("cannot be read as DICOM", OTHER_EXPORT_FIX, path=path, code="E722")
     if problem := find_uid_problem(header):
-        raise DataError(problem, OTHER_EXPORT_FIX, path=path, code="E722")
+        fix = OTHER_CLASS_FIX if problem == OTHER_CLASS else OTHER_EXPORT_FIX
+        raise DataError(problem, fix, path=path, code="E722")
     source = Dataset()
     with suppress_decoder_warnings():
         for name in UID_TAGS:
@@ -151,19 +154,59 @@ def find_uid_problem(header: Dataset) -> str:
         if len(value) > MAX_UID_LENGTH or value[0] not in "012" or not UID(value, IGNORE).is_valid:
             return f"{name} of the DICOM header is not a valid UID, and a result must refer to it"
     if str(header.SOPClassUID) not in RADIOGRAPH_CLASSES:
-        return "the SOP class of the DICOM header is not one of radiographs, and a result must refer to it"
+        return OTHER_CLASS
     return ""
 
 
-def find_file_problem(file: ImageFile) -> str:
-    """Return why a file has no DICOM results; empty if it has, or if it is unreadable, which its row states."""
+def list_lost_tags(header: Dataset) -> list[str]:
+    """Return the names of the tags of patient and study whose values a result has not, or not completely."""
+    lost = []
+    with suppress_decoder_warnings():
+        for name, clean in COPIED_TAGS.items():
+            value = _to_text(header.get(name))
+            if name not in IMAGE_TAGS and _count_characters(clean(value)) < _count_characters(value, name):
+                lost.append(name)
+    return sorted(lost, key=lambda name: name != "PatientID")
+
+
+def _count_characters(value: str, name: str = "PatientName") -> int:
+    """Return the number of letters and digits; of another value than a name at most 1, since it is not cut."""
+    n_characters = sum(map(str.isalnum, value))
+    return n_characters if name == "PatientName" else min(n_characters, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFacts:
+    """What the header of a source image means for its results.
+
+    Attributes:
+        problem: why the image has no results; empty if it has, or if it is unreadable, which its row states.
+        sop_uid: its SOPInstanceUID; may be empty.
+        lost_tags: see list_lost_tags.
+    """
+
+    problem: str = ""
+    sop_uid: str = ""
+    lost_tags: tuple[str, ...] = ()
+
+
+def examine_file(file: ImageFile) -> SourceFacts:
+    """Return the facts on a file or an image in memory."""
     if not isinstance(file, str):
-        return "an image in memory has no study that a DICOM result could refer to"
+        return SourceFacts(problem="an image in memory has no study that a DICOM result could refer to")
     if parse_reference(file):
-        return "a packed image has no study that a DICOM result could refer to"
-    header = read_header(file, [*UID_TAGS, "Rows"])
-    if header is not None:
-        return find_uid_problem(header) if "Rows" in header else ""  # without Rows there is no readable image
+        return SourceFacts(problem="a packed image has no study that a DICOM result could refer to")
+    header = read_header(file, [*UID_TAGS, *COPIED_TAGS, "Rows"])
+    if header is None:
+        return SourceFacts(problem=_find_format_problem(file))
+    if "Rows" not in header:  # there is no readable image
+        return SourceFacts()
+    lost_tags, sop_uid = tuple(list_lost_tags(header)), str(header.get("SOPInstanceUID") or "")
+    return SourceFacts(problem=find_uid_problem(header), sop_uid=sop_uid, lost_tags=lost_tags)
+
+
+def _find_format_problem(file: str) -> str:
+    """Return why a file that is not read as DICOM has no results; empty if it is a damaged DICOM file."""
     try:
         with open_file(file) as opened:
             file_format = detect_format(opened.read(HEAD_BYTES))

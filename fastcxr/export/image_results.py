@@ -89,7 +89,8 @@ class ImageResult:
         top = f"{self.top.label}: probability {self.top.probability:.3f}"
         if self.is_multi_label:
             n_thresholds = sum(one.threshold is not None for one in self.labels)
-            listed = f": {self._list_reached(n_listed)}" if self.reached else f"; most probable: {top}"
+            most_probable = f"; most probable: {self.top.label} {self.top.probability:.3f}"
+            listed = f": {self._list_reached(n_listed)}" if self.reached else most_probable
             return f"Threshold reached by {len(self.reached)} of {pluralize(n_thresholds, 'finding')}{listed}"
         if self.top.threshold is not None:
             top += f", threshold {self.top.threshold:.3f} {'reached' if self.top.is_reached else 'not reached'}"

@@ -3,6 +3,8 @@
 Until the prediction ends, a folder has a state file with what the results depend on.
 """
 
+import hashlib
+import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,14 +34,25 @@ class DicomFolders:
     Attributes:
         dicom_sr: of structured reports; None: none are written.
         dicom_sc: of secondary captures with the saliency map of the most probable class or finding; None: none.
+        csv: the file with the rows of the same prediction, if any.
     """
 
     dicom_sr: Path | None = None
     dicom_sc: Path | None = None
+    csv: Path | None = None
 
     def list_kinds(self) -> dict[str, Path]:
         """Return the folder of each wanted kind, SR or SC."""
         return {kind: path for kind, path in (("SR", self.dicom_sr), ("SC", self.dicom_sc)) if path is not None}
+
+    def hash_other_outputs(self, kind: str) -> str:
+        """Return a hash of where the other outputs are, as seen from the folder of this kind: SR or SC.
+
+        An interrupted prediction with other outputs is another one. Its folders can be moved together.
+        """
+        folder, others = self.list_kinds()[kind].resolve(), self.list_kinds() | ({"CSV": self.csv} if self.csv else {})
+        names = [(name, os.path.relpath(path.resolve(), folder)) for name, path in others.items() if name != kind]
+        return hashlib.sha256(repr(names).encode("utf-8", "surrogateescape")).hexdigest()
 
     def validate(self) -> None:
         """Raise before a long computation what the writing would raise.
@@ -112,7 +125,7 @@ def open_result_folder(folder: Path, kind: str, description: Mapping[str, Any]) 
     Args:
         folder: new, empty, or of an interrupted prediction.
         kind: SR or SC.
-        description: of describe_prediction.
+        description: of describe_prediction, and the entry `outputs` of hash_other_outputs.
 
     Raises:
         OutputError: the folder has other files, or results of another prediction, or cannot be written.
@@ -151,6 +164,8 @@ def _read_or_write_state(folder: Path, kind: str, description: Mapping[str, Any]
         state = read_json(path)
         identifier, found = str(state["uid"]), state["description"]
         difference = "another kind of results" if state["kind"] != kind else find_difference(found, description)
+        if not difference and found.get("outputs") != description.get("outputs"):
+            difference = "another CSV or other folders of DICOM results"
         if state["format"] != STATE_FORMAT:
             difference = "another version"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

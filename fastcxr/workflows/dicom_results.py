@@ -4,7 +4,9 @@ Each file is written under a temporary name and renamed, and its name is its SOP
 an interruption writes only the missing files.
 """
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,14 @@ import pandas as pd
 
 from fastcxr.data.image_table import ImageInput, make_image_table
 from fastcxr.errors import DataError, RecipeError
-from fastcxr.export.dicom_attributes import NewInstance, find_file_problem, make_uid, read_source
+from fastcxr.export.dicom_attributes import (
+    OTHER_CLASS,
+    OTHER_CLASS_FIX,
+    NewInstance,
+    examine_file,
+    make_uid,
+    read_source,
+)
 from fastcxr.export.dicom_sc import make_sc
 from fastcxr.export.dicom_sr import make_sr
 from fastcxr.export.image_results import Algorithm, ImageResult, list_image_results
@@ -39,6 +48,7 @@ from fastcxr.workflows.prediction import (
 )
 from fastcxr.workflows.saliency_source import make_map_source
 
+log = logging.getLogger("fastcxr")
 SR_BYTES, SR_LABEL_BYTES, SC_BYTES = 6_000, 3_000, 2_500_000  # of a file; an upper estimate for the free space
 NOT_DICOM_FIX = "Pass DICOM files only, or leave `dicom_sr` and `dicom_sc` out"
 OLD_EXPORT_FIX = "Export them again with their UIDs, or leave them out"
@@ -86,7 +96,7 @@ def write_dicom_results(
     folder = find_model_dir(folder, progress)
     scorer = load_scorer(folder, **options)
     description = describe_prediction(folder, scorer, table, hash_names=False)
-    algorithm = describe_algorithm(folder, scorer, description["model"])
+    algorithm = describe_algorithm(folder, scorer, description["model"], list_critical_notices(folder, scorer))
     summary, start = PredictionSummary(), 0
     with open_dicom_results(folders, scorer, table, algorithm, description) as results:
         for block in predict_decided_blocks(scorer, table, progress):
@@ -100,7 +110,8 @@ def write_dicom_results(
 def reject_other_images(table: pd.DataFrame, progress: Progress, *, show_names: bool = True) -> None:
     """Read all headers, and raise DataError if an image is not in a DICOM file with UIDs.
 
-    An unreadable file is accepted: it has an error in its row, and no result.
+    Warn about values that results have not, and about files with the same SOPInstanceUID. An unreadable file is
+    accepted: it has an error in its row, and no result.
 
     Args:
         table: the images; see make_image_table.
@@ -108,23 +119,53 @@ def reject_other_images(table: pd.DataFrame, progress: Progress, *, show_names: 
         show_names: whether the message contains a file name.
     """
     problems: list[tuple[str, str]] = []
+    paths_by_uid: dict[str, list[str]] = {}
+    lost_tags: Counter[str] = Counter()
     with progress.bar(len(table), "reading DICOM headers") as bar:
         for path, file in zip(table["path"], table["file"], strict=True):
-            if problem := find_file_problem(file):
-                problems.append((str(path), problem))
+            facts = examine_file(file)
+            if facts.problem:
+                problems.append((str(path), facts.problem))
+            elif facts.sop_uid:
+                paths_by_uid.setdefault(facts.sop_uid, []).append(str(path))
+                lost_tags.update(facts.lost_tags)
             bar.advance()
     if problems:
         path, problem = problems[0]
         count = f"{len(problems):,} of {pluralize(len(table), 'image')} can have no DICOM result; the first one"
         is_header = "DICOM header" in problem
         fix, code = (OLD_EXPORT_FIX, "E722") if is_header else (NOT_DICOM_FIX, "E721")
+        fix = OTHER_CLASS_FIX if problem == OTHER_CLASS else fix
         raise DataError(f"{count}: {problem}", fix, path=path if show_names else None, code=code)
+    _warn_lost_tags(lost_tags)
+    _warn_same_uids([paths for paths in paths_by_uid.values() if len(paths) > 1], show_names=show_names)
 
 
-def describe_algorithm(folder: str | Path, scorer: Scorer, checksum: str) -> Algorithm:
+def _warn_lost_tags(counts: Mapping[str, int]) -> None:
+    if not counts:
+        return
+    names = sorted(counts, key=lambda name: name != "PatientID")
+    text = ", ".join(f"{name} of {pluralize(counts[name], 'image')}" for name in names)
+    risk = "; with an empty PatientID, a PACS may store a result for another patient" if "PatientID" in counts else ""
+    log.warning(
+        "values that DICOM does not allow are empty or cut in the results: %s%s. Correct the images", text, risk
+    )
+
+
+def _warn_same_uids(groups: list[list[str]], *, show_names: bool) -> None:
+    if groups:
+        count = pluralize(sum(map(len, groups)), "file")
+        names = f", the first ones {groups[0][0]} and {groups[0][1]}" if show_names else ""
+        text = "%s with the SOPInstanceUID of another one%s: several results refer to one image. Leave copies out"
+        log.warning(text, count, names)
+
+
+def describe_algorithm(
+    folder: str | Path, scorer: Scorer, checksum: str, notices: Sequence[Mapping[str, str]]
+) -> Algorithm:
     """Return name, checksums, versions and critical notices of the model in a folder.
 
-    `checksum`: the entry `model` of describe_prediction.
+    `checksum`: the entry `model` of describe_prediction. `notices`: of list_critical_notices.
     """
     folder = Path(folder)
     files = list_description_files(folder)
@@ -136,7 +177,7 @@ def describe_algorithm(folder: str | Path, scorer: Scorer, checksum: str) -> Alg
         checksum=checksum,
         parameters=(*sums, f"{versions}; {scorer.dtype_and_device}"),
         version=VERSION,
-        notices=tuple(notice["title"] for notice in list_critical_notices(folder, scorer)),
+        notices=tuple(notice["title"] for notice in notices),
     )
 
 
@@ -222,8 +263,14 @@ def open_dicom_results(
     with ExitStack() as stack:
         parts = {}
         for kind, path in folders.list_kinds().items():
-            parts[kind] = stack.enter_context(open_result_folder(path, kind, description))
+            outputs = {"outputs": folders.hash_other_outputs(kind)}
+            parts[kind] = stack.enter_context(open_result_folder(path, kind, {**description, **outputs}))
             file_bytes = SR_BYTES + SR_LABEL_BYTES * len(scorer.labels) if kind == "SR" else SC_BYTES
             needed = file_bytes * (len(table) - parts[kind].count_files())
             require_free_space(path, needed, "the DICOM results", "Free disk space and repeat the command")
-        yield DicomResults(parts, scorer, algorithm, table)
+        try:
+            yield DicomResults(parts, scorer, algorithm, table)
+        except KeyboardInterrupt as interrupt:
+            if n_files := sum(part.count_files() for part in parts.values()):
+                interrupt.add_note(f"{pluralize(n_files, 'DICOM result')} written")
+            raise

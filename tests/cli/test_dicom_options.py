@@ -23,10 +23,13 @@ def gray_model(monkeypatch):
 
 
 def test_the_command_prints_the_numbers_of_files_and_keeps_its_rows(call, images, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.json").write_text("{")
     done = call("predict", "run", images, "--csv", "out.csv", "--dicom-sr", "sr", "--dicom-sc", "sc", where=tmp_path)
     assert done.returncode == 2 and done.stdout == "out.csv\n", done.stderr
     assert "3 structured reports in sr" in done.stderr and "3 secondary captures in sc" in done.stderr
     assert "3 images classified, 1 unreadable" in done.stderr
+    assert done.stderr.count("the critical notices of the run run are unknown") == 1
     assert len(list((tmp_path / "sr").iterdir())) == len(list((tmp_path / "sc").iterdir())) == 3
     done = call("predict", "run", images, "--dicom-sr", "sr", where=tmp_path)
     assert done.returncode == 73 and "FCX-E723 sr: this folder is not empty" in done.stderr
@@ -82,7 +85,8 @@ def test_a_command_after_ctrl_c_continues(call, images, tmp_path, monkeypatch):
 
     monkeypatch.setattr(GrayScorer, "score", interrupt)
     words = ["predict", "run", images, "--csv", "out.csv", "--dicom-sr", "sr"]
-    assert call(*words, where=tmp_path).returncode == 130
+    done = call(*words, where=tmp_path)
+    assert done.returncode == 130 and "interrupted: 2 of 4 images predicted, 1 DICOM result written" in done.stderr
     assert len(list((tmp_path / "sr").glob("*.dcm"))) == 1
     done = call(*words, where=tmp_path)
     assert done.returncode == 2 and "continuing after 2 of 4 images" in done.stderr

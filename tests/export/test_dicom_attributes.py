@@ -10,7 +10,7 @@ from sample_images import save_dicom
 from fastcxr.data.imaging.memory import FileInMemory
 from fastcxr.errors import DataError
 from fastcxr.export import dicom_attributes as module
-from fastcxr.export.dicom_attributes import COPIED_TAGS, OPTIONAL_TAGS, UID_TAGS, find_file_problem, read_source
+from fastcxr.export.dicom_attributes import COPIED_TAGS, OPTIONAL_TAGS, UID_TAGS, examine_file, read_source
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,19 @@ def test_missing_attributes_are_empty_or_left_out(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("tags", "lost"),
+    [
+        ({"PatientName": "x" * 90, "PatientID": "1" * 80}, ("PatientID", "PatientName")),
+        ({"PatientID": "1\\2", "PatientAge": "old", "StudyDate": "2020"}, ("PatientID", "PatientAge", "StudyDate")),
+        ({"PatientName": "A^B^C^D^E^F", "PatientSex": "female", "PatientID": " 7 ", "BurnedInAnnotation": "x"}, ()),
+        ({"PatientName": "A=B=C=D"}, ("PatientName",)), ({"PatientName": "^^", "PatientID": " ", "PatientAge": ""}, ()),
+    ],
+)  # fmt: skip
+def test_values_that_a_result_has_not_are_named_the_identifier_first(tmp_path, tags, lost):
+    assert examine_file(str(save_dicom(tmp_path / "a.dcm", make_radiograph(**tags)))).lost_tags == lost
+
+
 def test_a_value_that_cannot_be_decoded_is_empty(tmp_path):
     path = save_dicom(tmp_path / "a.dcm", make_radiograph(PatientID="17"))
     content = path.read_bytes()
@@ -82,9 +95,10 @@ def test_an_image_without_valid_uids_has_no_result_and_no_value_in_the_error(tmp
     path = save_dicom(tmp_path / "a.dcm", make_radiograph(**{tag: value}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # those of pydicom quote the value
-        assert problem in find_file_problem(str(path))
+        assert problem in examine_file(str(path)).problem
         with pytest.raises(DataError, match=problem) as error:
             read_source(str(path), "a.dcm")
+    assert ("with its UIDs" in error.value.fix) != (tag == "SOPClassUID")
     assert error.value.code == "E722" and "a.dcm" in str(error.value) and (not value or value not in str(error.value))
 
 
@@ -99,13 +113,13 @@ def test_an_image_without_valid_uids_has_no_result_and_no_value_in_the_error(tmp
 )  # fmt: skip
 def test_a_file_of_another_format_is_refused_and_an_unreadable_one_is_not(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
-    found = find_file_problem(str(tmp_path / name))
+    found = examine_file(str(tmp_path / name)).problem
     assert found.startswith(problem) if problem else found == ""
 
 
 def test_packed_images_and_images_in_memory_are_refused():
-    assert "packed image" in find_file_problem("cohort.h5#17")
-    assert "in memory" in find_file_problem(FileInMemory("a.dcm", b""))
+    assert "packed image" in examine_file("cohort.h5#17").problem
+    assert "in memory" in examine_file(FileInMemory("a.dcm", b"")).problem
 
 
 def test_a_uid_is_valid_and_depends_on_each_text():

@@ -128,7 +128,7 @@ def test_the_decision_counts_and_lists_what_reaches_its_threshold():
     assert set_labels(make_result(), threshold=None, is_reached=None).describe(2) == "Pneumonia: probability 0.900"
     assert findings.describe(9) == "Threshold reached by 1 of 2 findings: Pneumonia 0.900"
     none = set_labels(findings, is_reached=False).describe(9)
-    assert none == "Threshold reached by 0 of 2 findings; most probable: Pneumonia: probability 0.900"
+    assert none == "Threshold reached by 0 of 2 findings; most probable: Pneumonia 0.900"
     names = [f"finding {k} of the lung" for k in range(40)]
     many = set_labels(make_result(*names, is_multi_label=True), is_reached=True, threshold=0)
     lines = [text for text in show(many) if not text.startswith(("Critical", "Left", "Model"))]

@@ -24,6 +24,7 @@ from fastcxr.io.lock import directory_lock
 from fastcxr.metrics.predictions import read_predictions
 from fastcxr.progress.base import Progress
 from fastcxr.workflows import dicom_results
+from fastcxr.workflows.critical_notices import list_critical_notices
 from fastcxr.workflows.dicom_folders import STATE_FILE, DicomFolders
 from fastcxr.workflows.dicom_results import (
     describe_algorithm,
@@ -54,8 +55,8 @@ def write(images, csv, scorer=None, **folders):
     """Predict the images to a CSV and DICOM results, as the command does."""
     scorer, table = scorer or GrayScorer(), make_image_table([images])
     description = describe_prediction(images, scorer, table, hash_names=False)
-    algorithm = describe_algorithm(images, scorer, description["model"])
-    with open_dicom_results(DicomFolders(**folders), scorer, table, algorithm, description) as results:
+    algorithm = describe_algorithm(images, scorer, description["model"], list_critical_notices(images, scorer))
+    with open_dicom_results(DicomFolders(**folders, csv=csv), scorer, table, algorithm, description) as results:
         options = PredictionOptions(see_block=lambda block, rows: results.add(block, rows, Progress()))
         write_prediction_csv(scorer, table, csv, description | {"dicom": results.uids}, Progress(), options)
         return results.finish()
@@ -175,6 +176,10 @@ def test_the_reports_of_another_prediction_are_not_continued(images, tmp_path, m
     with pytest.raises(OutputError, match="interrupted prediction with 6 images instead of 1") as error:
         write(images / "00.dcm", tmp_path / "other.csv", dicom_sr=tmp_path / "sr")
     assert error.value.code == "E724"
+    for words in ({"csv": tmp_path / "other.csv"}, {"csv": tmp_path / "out.csv", "dicom_sc": tmp_path / "sc"}):
+        with pytest.raises(OutputError, match="with another CSV or other folders of DICOM results") as error:
+            write(images, **words, dicom_sr=tmp_path / "sr")
+        assert error.value.code == "E724" and not (tmp_path / "sc").exists()
     with pytest.raises(OutputError, match="with another kind of results"):
         write(images, tmp_path / "other.csv", dicom_sc=tmp_path / "sr")
     (tmp_path / "sr" / STATE_FILE).write_text("{")
@@ -223,11 +228,16 @@ def test_images_without_a_study_are_refused_with_their_number(images, tmp_path):
     assert error.value.code == "E722" and "03.dcm" not in str(error.value)
 
 
-def test_copies_of_one_image_have_different_results(images, tmp_path):
+def test_copies_of_one_image_have_different_results_and_a_warning(tmp_path, caplog):
     folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a.dcm", "b.dcm"):
-        shutil.copy(images / "03.dcm", folder / name)
+        save_dicom(folder / name, make_radiograph(3, PatientID="1" * 80, PatientName="x" * 90))
+    reject_other_images(make_image_table([folder]), Progress())
+    lost, copies = [record.getMessage() for record in caplog.records if record.name == "fastcxr"]
+    assert "in the results: PatientID of 2 images, PatientName of 2 images; with an empty PatientID, a PACS may" in lost
+    assert copies.startswith("2 files with the SOPInstanceUID of another one, the first ones a.dcm and b.dcm: several")
+    assert "111" not in caplog.text and "xxx" not in caplog.text
     assert write(folder, tmp_path / "out.csv", dicom_sr=tmp_path / "sr") == {"SR": 2}
     reports = [dcmread(path) for path in (tmp_path / "sr").iterdir()]
     assert len({report.SOPInstanceUID for report in reports}) == 2
