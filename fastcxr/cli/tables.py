@@ -138,11 +138,12 @@ def _make_top_findings(predictions: "Predictions", separator: str) -> Table:
     from fastcxr.metrics.predictions import DECISION_PREFIX
 
     table, labels, rows = predictions.table, predictions.labels, []
+    no_decision = "no decision" if separator == "\n" else "out-of-distribution"  # which is wider than the column
     for row in (table["error"] == "").to_numpy().nonzero()[0][:MAX_PREDICTED_ROWS]:
         probability = predictions.probability[row]
         rows.append([replace_unprintable(table["path"].iloc[row])])
         for k in (-probability).argsort(kind="stable")[:N_TOP_FINDINGS]:
-            decision = table[DECISION_PREFIX + labels[k]].iloc[row] or "out-of-distribution"
+            decision = table[DECISION_PREFIX + labels[k]].iloc[row] or no_decision
             rows[-1].append(f"{replace_unprintable(labels[k])}{separator}{probability[k]:.3f} {decision}")
     headings = ("image", "highest", "second", "third")[: 1 + len(labels)]
     return _fill_table(headings, rows, len(headings))

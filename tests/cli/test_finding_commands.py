@@ -124,10 +124,11 @@ def test_one_and_forty_findings_and_images_without_decisions_are_shown(capsys, l
 
 
 def test_in_a_narrow_terminal_the_probability_is_below_the_finding(capsys):
-    rows = pd.DataFrame({"source": "s", "path": ["a.png"], "patient": ""})
+    rows = pd.DataFrame({"source": "s", "path": ["a.png", "b.png"], "patient": ""})
     labels = ("Pleural_Thickening", "Infiltration", "Consolidation")
-    predictions = make_predictions(rows, np.array([[0.9, 0.5, 0.1]]), labels, findings=True)
-    show_top_findings(Console(width=60), apply_thresholds(predictions, {}), 1, {})
+    predictions = make_predictions(rows, np.tile([0.9, 0.5, 0.1], (2, 1)), labels, findings=True)
+    show_top_findings(Console(width=66), apply_thresholds(mark_ood(predictions, np.array([0.5, 1.5])), {}), 2, {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["a.png", *labels]
     assert lines[2].split() == ["0.900", "yes", "0.500", "yes", "0.100", "no"]
+    assert " ".join(lines[4].split()) == "0.900 no decision 0.500 no decision 0.100 no decision", "no word is broken"
