@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from dicom_studies import make_radiograph, write_radiographs
+from dicom_studies import make_plain_report, make_radiograph, write_radiographs
 from sample_images import save_dicom
 from served_models import GrayScorer, make_png_bytes
 
@@ -73,6 +73,7 @@ def test_a_wrong_use_is_an_error_in_one_line_before_any_prediction(
 
 
 def test_a_command_after_ctrl_c_continues(call, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcxr.workflows.dicom_results.make_sr", make_plain_report)
     monkeypatch.setattr("fastcxr.inference.predict.BLOCK_IMAGES", 2)
     monkeypatch.setattr(GrayScorer, "batch_size", 2)
     score, calls = GrayScorer.score, []

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from dicom_studies import ROOT, make_radiograph, write_radiographs
+from dicom_studies import ROOT, make_plain_report, make_radiograph, write_radiographs
 from mean_export import write_mean_export
 from pydicom import dcmread
 from random_classifiers import make_random_classifier
@@ -49,6 +49,12 @@ def images(tmp_path_factory):
 def small_blocks(monkeypatch):
     monkeypatch.setattr(predict_module, "BLOCK_IMAGES", BLOCK)
     monkeypatch.setattr(GrayScorer, "batch_size", BLOCK)
+
+
+@pytest.fixture
+def plain_reports(monkeypatch):
+    """Write small files as reports: the test is about the files."""
+    monkeypatch.setattr(dicom_results, "make_sr", make_plain_report)
 
 
 def write(images, csv, scorer=None, **folders):
@@ -95,6 +101,7 @@ class Killed(BaseException):
     """The process was killed."""
 
 
+@pytest.mark.usefixtures("plain_reports")
 @pytest.mark.parametrize("n_before", [0, 1, 3])
 def test_a_repeated_command_continues_with_one_report_per_image(images, tmp_path, monkeypatch, n_before):
     make_sr, calls = dicom_results.make_sr, []
@@ -161,6 +168,7 @@ def interrupt(images, tmp_path, monkeypatch, n_calls=2, **folders):
             write(images, tmp_path / "out.csv", **folders)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_rows_without_reports_are_not_continued_with_reports(images, tmp_path, monkeypatch):
     interrupt(images, tmp_path, monkeypatch, dicom_sr=tmp_path / "sr")
     shutil.move(tmp_path / "sr", tmp_path / "moved")
@@ -169,6 +177,7 @@ def test_rows_without_reports_are_not_continued_with_reports(images, tmp_path, m
     assert write(images, tmp_path / "out.csv", dicom_sr=tmp_path / "moved") == {"SR": N_IMAGES - 1}
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_the_reports_of_another_prediction_are_not_continued(images, tmp_path, monkeypatch):
     interrupt(images, tmp_path, monkeypatch, dicom_sr=tmp_path / "sr")
     files = {path.name: path.read_bytes() for path in (tmp_path / "sr").iterdir()}
@@ -228,6 +237,7 @@ def test_images_without_a_study_are_refused_with_their_number(images, tmp_path):
     assert error.value.code == "E722" and "03.dcm" not in str(error.value)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_copies_of_one_image_have_different_results_and_a_warning(tmp_path, caplog):
     folder = tmp_path / "images"
     folder.mkdir()
