@@ -6,10 +6,10 @@ from pydicom.sr._concepts_dict import concepts
 from fastcxr.export import dicom_codes as module
 from fastcxr.export.dicom_codes import FINDING_CODES, SCHEME, SYNONYMS, Code, find_code
 
-# SNOMED CT codes that are in no context group of DICOM: they are from the SNOMED CT browser
+# codes that are in no context group of DICOM: from the SNOMED CT browser, and from an example of IHE (LOINC)
 NOT_IN_DICOM = {
     "46621007", "53084003", "8186001", "95436008", "840539006", "87433001", "51615001", "125605004", "233703007",
-    "233604007", "154283005", "56717001", "75570004",
+    "233604007", "154283005", "56717001", "75570004", "36554-4",
 }  # fmt: skip
 CODES = [Code(*row) for row in FINDING_CODES.values()]
 FACTS = [value for value in vars(module).values() if isinstance(value, Code)]

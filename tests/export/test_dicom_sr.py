@@ -54,7 +54,7 @@ def test_dciodvfy_finds_no_error(tmp_path, result, tags):
 def test_dsrdump_shows_finding_probability_decision_and_algorithm(tmp_path):
     text = print_report(write_sr(tmp_path, make_result(is_multi_label=True)))
     for line in (
-        '"Procedure reported")=(36554-4,LN,"XR Chest Single view")',
+        '"Procedure reported")=(36554-4,LN,"XR Chest Single View")',
         '"Finding")=(233604007,SCT,"Pneumonia")', '"Probability")="0.9" (1,UCUM,"no units")',
         '"Decision threshold")="0.5"', '"Decision")=(FCX_REACHED,99FASTCXR,"Threshold reached")',
         '"Presence of the finding by the model")=(52101004,SCT,"Present")', '"Algorithm Name")="fastcxr timm:resnet50"',
