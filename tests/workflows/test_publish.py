@@ -1,7 +1,11 @@
 """A run is published: what arrives at the hub, what a download gives, and what is refused."""
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hub_server import make_commit
 from huggingface_hub import ModelCard
 from published_run import add_folds, build_published_run, write_model
 from random_classifiers import MULTI_SCALE, make_random_classifier, make_random_images
@@ -95,6 +100,7 @@ def files(staged):
 @pytest.fixture
 def staged_once(staged, monkeypatch):
     """Prepare the files of a push once for several tests, which are about the requests."""
+    monkeypatch.setattr(publish, "validate_push", lambda run, repo, licence: repo)
     monkeypatch.setattr(publish, "stage_model", lambda run, repo, **_: nullcontext(replace(staged, repo=repo)))
 
 
@@ -249,9 +255,7 @@ def change_labels(files):
 def change_labels_and_checksum(files):
     """Give the model a label twice, with the right checksum."""
     changed = files["model.json"].replace(b'"haze"', b'"clear"')
-    old, new = (
-        __import__("hashlib").sha256(content).hexdigest().encode() for content in (files["model.json"], changed)
-    )
+    old, new = (hashlib.sha256(content).hexdigest().encode() for content in (files["model.json"], changed))
     return {"model.json": changed, "SHA256SUMS": files["SHA256SUMS"].replace(old, new)}
 
 
@@ -377,6 +381,44 @@ def test_an_interrupted_upload_shows_nothing_and_is_continued(hub, run):
     assert sum(request.startswith("PUT") for request in hub.requests) == n_sent  # the hub has the large files already
     assert set(hub.get_files(REPO)) == FILES
     assert len(hub.repos[REPO]["commits"]) == 2
+
+
+@pytest.mark.usefixtures("staged_once")
+@pytest.mark.parametrize("remains", ["edited", "without checksum", "damaged checksums"])
+def test_a_model_card_that_its_owner_completed_is_kept(hub, run, tmp_path, caplog, remains):
+    push(run, REPO)
+    written = hub.get_files(REPO)["README.md"]
+    hub.add_files(REPO, {"README.md": written + b"Completed by its owner."})
+    if remains != "edited":
+        hub.repos[REPO]["commits"][-1]["SHA256SUMS"] = b"\xff" if remains.startswith("damaged") else b""
+    hub.repos[REPO]["commits"][-1]["metrics.json"] = b"{}"
+    kept = push(run, REPO)
+    files = hub.get_files(REPO)
+    assert files["README.md"] == written + b"Completed by its owner."
+    assert "README.md of me/model was edited on the hub and is kept" in caplog.text
+    assert "`replace_card=True` replaces it" in caplog.text
+    assert kept.has_kept_card and "README.md" not in kept.files
+    sums = dict(line.split()[::-1] for line in files["SHA256SUMS"].decode().splitlines())
+    assert sums == {name: hashlib.sha256(files[name]).hexdigest() for name in FILES - {"README.md", "SHA256SUMS"}}
+    assert verify(pull(REPO, tmp_path / "pulled").folder)[0] == []
+    assert push(run, REPO).is_unchanged  # the next push keeps it too
+    assert not push(run, REPO, replace_card=True).has_kept_card
+    assert hub.get_files(REPO)["README.md"] == written
+
+
+@pytest.mark.usefixtures("staged_once")
+def test_a_push_without_changes_makes_no_commit(hub, run):
+    hub.small_bytes = 20_000  # the weights are large files, with another checksum on the hub
+    assert not push(run, REPO).is_unchanged
+    again = push(run, REPO)
+    assert again.is_unchanged and not again.has_kept_card
+    assert again.commit == make_commit(REPO, 1)
+    assert len(hub.repos[REPO]["commits"]) == 2
+    hub.add_files(REPO, {"model.json": b"{}"})  # without a change of SHA256SUMS
+    assert not push(run, REPO).is_unchanged
+    hub.add_files(REPO, {"report.html": b"of an earlier push"})
+    assert not push(run, REPO).is_unchanged
+    assert set(hub.get_files(REPO)) == FILES
 
 
 @pytest.mark.usefixtures("staged_once")
@@ -545,3 +587,11 @@ def test_the_published_facts_are_those_of_the_run(hub, run):
     assert facts["timm"] == "classifier"
     assert json.loads(files["metrics.json"]) == read_json(run / "metrics.json")
     assert json.loads(files["model.json"])["calibration"] == read_json(run / "model.json")["calibration"]
+
+
+def test_the_client_of_the_hub_sends_no_telemetry():
+    script = "import fastcxr; from huggingface_hub.utils import build_hf_headers as make; print(make()['user-agent'])"
+    environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    sent = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert "hf_hub/" in sent.stdout and "torch/" not in sent.stdout  # with it, a list of programs would be requested
