@@ -11,6 +11,7 @@ from fastcxr.report import data_notices as data
 from fastcxr.report import model_notices as model
 from fastcxr.report.run_reader import DatasetRecord, SaliencyMaps, read_run_record
 from fastcxr.report.tuning_notice import find_tuned_selection
+from fastcxr.report.weights_notices import find_unknown_weights_overlap, find_weights_notices
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ RULES = (
     Rule("critical", "No test split", data.find_missing_test_split),
     Rule("critical", "Neither test nor validation split", data.find_missing_held_out_split),
     Rule("warning", "Overlap with the training images: unknown", data.find_unknown_overlap),
+    Rule("warning", "Overlap with the training images of the initial weights: unknown", find_unknown_weights_overlap),
+    Rule("warning", "The published model of the initial weights has a critical notice: {}", find_weights_notices),
     Rule("warning", "Images of the test split of the run: {}", partial(data.find_own_test_images, False)),
     Rule("warning", "Confounding accepted", data.find_accepted_confounding),
     *EXTERNAL_TESTS[:-1],

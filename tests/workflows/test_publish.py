@@ -28,13 +28,19 @@ from fastcxr.export.hub_card import TASK, find_base_model
 from fastcxr.export.published_files import share_with_timm, write_model_files
 from fastcxr.inference.torch_scorer import TorchScorer
 from fastcxr.io.files import compute_sha256, read_json
+from fastcxr.models.checkpoint_file import find_weights_file
 from fastcxr.models.hub_download import MAX_BYTES
 from fastcxr.models.preprocessing import normalize
-from fastcxr.report.notices import Notice
+from fastcxr.report.notices import Notice, make_notices
+from fastcxr.report.run_reader import read_run_record
+from fastcxr.report.shared_record import make_shared_record
+from fastcxr.report.weights_notices import find_unknown_weights_overlap
 from fastcxr.workflows import publish
 from fastcxr.workflows.critical_notices import read_run_notices
+from fastcxr.workflows.initial_model import describe_initial_model
 from fastcxr.workflows.list_runs import describe_runs
 from fastcxr.workflows.load_learner import load_learner_from_run
+from fastcxr.workflows.load_scorer import load_scorer
 from fastcxr.workflows.published_model import read_published_facts
 from fastcxr.workflows.verify import verify
 
@@ -259,6 +265,10 @@ def change_labels_and_checksum(files):
     return {"model.json": changed, "SHA256SUMS": files["SHA256SUMS"].replace(old, new)}
 
 
+def change_thresholds(files):
+    return {"model.json": files["model.json"].replace(b"0.3", b"0.9")}
+
+
 def change_facts(files):
     return {"published.json": b"{}"}
 
@@ -269,15 +279,32 @@ def change_facts(files):
         (change_weights, "model.safetensors does not have its checksum in SHA256SUMS"),
         (change_labels, "model.json does not have its checksum in SHA256SUMS"),
         (change_labels_and_checksum, "hf://me/model model.json: invalid value of 'labels'"),
+        (change_thresholds, "model.json does not have its checksum in SHA256SUMS"),
         (change_facts, "does not have its checksum"),
         (lambda files: {"SHA256SUMS": b"\xff"}, "SHA256SUMS is damaged"),
+        (lambda files: {"SHA256SUMS": b""}, "config.json does not have its checksum"),
+        (lambda files: {"SHA256SUMS": None}, "a published model without SHA256SUMS: its files cannot be checked"),
+        (lambda files: {"metrics.json": None}, "metrics.json is missing, which SHA256SUMS lists"),
     ],
 )
-def test_a_tampered_download_is_refused_and_leaves_nothing(published, run, tmp_path, change, problem):
-    published.add_files(REPO, change(published.get_files(REPO)))
+def test_a_tampered_download_is_refused_in_each_way_of_loading_it(published, files, tmp_path, change, problem):
+    changed = files | change(files)
+    assert changed != files
+    published.repos[REPO]["commits"].append({name: data for name, data in changed.items() if data is not None})
+    (tmp_path / "cloned").mkdir()
+    for name, data in published.get_files(REPO).items():
+        (tmp_path / "cloned" / name).write_bytes(data)
     with pytest.raises(ModelError, match=problem):
         pull(REPO, tmp_path / "new" / "pulled")
     assert not (tmp_path / "new").exists()
+    of_a_folder = problem.removeprefix("hf://me/model model.json: ")
+    loaders = (load_model, load_scorer, load_learner_from_run, find_weights_file)
+    for load in loaders if "sha" in problem.lower() else loaders[:-1]:
+        with pytest.raises(ModelError, match=of_a_folder):
+            load(f"hf://{REPO}")
+    for load in loaders[:-1]:
+        with pytest.raises(ModelError, match=of_a_folder):
+            load(tmp_path / "cloned")
 
 
 def test_a_folder_of_another_downloader_works_like_that_of_pull(run, files, tmp_path):
@@ -503,7 +530,7 @@ def test_commands_that_need_the_run_refuse_a_published_model(published, run, tmp
 
 
 @pytest.mark.usefixtures("known_texts")
-def test_critical_notices_are_published_and_shown_for_the_download(hub, run, tmp_path, monkeypatch):
+def test_critical_notices_are_published_and_shown_for_the_download(hub, run, tmp_path, monkeypatch, caplog):
     notice = Notice("critical", "Image-level split", "Patients may be in two splits.")
     monkeypatch.setattr(publish, "make_notices", lambda *_: [notice, Notice("warning", "Few images")])
     push(run, REPO)
@@ -513,6 +540,25 @@ def test_critical_notices_are_published_and_shown_for_the_download(hub, run, tmp
     pulled = pull(REPO, tmp_path / "pulled")
     assert pulled.notices == (notice,)
     assert read_run_notices(pulled.folder) == [asdict(notice)]
+    for weights in (f"hf://{REPO}", str(pulled.folder / "model.safetensors")):
+        caplog.clear()
+        entry = describe_initial_model(weights)
+        assert entry == {"initial_model": {"notices": [{"title": notice.title, "text": notice.text}]}}
+        unknown, critical = (record.message for record in caplog.records if record.levelname == "WARNING")
+        assert "does not contain the list of training images" in unknown
+        assert "has a critical notice: Image-level split. Patients may be in two splits." in critical
+    assert describe_initial_model(str(run / "model.safetensors")) == describe_initial_model("pretrained") == {}
+    model = read_json(run / "model.json")
+    texts = [{"level": "warning", "text": text} for text in (unknown, f"fold-1: {critical}", "Other.")]
+    record = replace(read_run_record(run), run=entry | {"messages": texts})
+    found = {made.title: made.text for made in make_notices(record, read_json(run / "metrics.json"))}
+    assert found["Overlap with the training images of the initial weights: unknown"] == unknown
+    title = "The published model of the initial weights has a critical notice: Image-level split"
+    assert found[title] == notice.text
+    assert found["Logged warning"] == "Other."
+    own_code = replace(record, run={}, model=model | {"backbone": model["backbone"] | {"weights": f"hf://{REPO}"}})
+    assert f"(hf://{REPO}) does not contain" in next(find_unknown_weights_overlap(own_code, {}))[0]
+    assert make_shared_record(record).run["initial_model"] == entry["initial_model"]
 
 
 @pytest.mark.parametrize(
@@ -533,6 +579,12 @@ def test_control_characters_of_a_notice_do_not_reach_the_terminal(tmp_path):
     content = {"format": 1, "notices": [notice], "public_datasets": []}
     (tmp_path / "published.json").write_text(json.dumps(content))
     assert read_published_facts(tmp_path).notices == (Notice("critical", "a\ufffd[2Jb", "c"),)
+
+
+def test_an_unknown_level_of_a_notice_counts_as_critical(tmp_path):
+    notices = [{"level": level, "title": level, "text": ""} for level in ("crit", "Critical", "note", "warning")]
+    (tmp_path / "published.json").write_text(json.dumps({"format": 1, "notices": notices, "public_datasets": []}))
+    assert [notice["title"] for notice in read_run_notices(tmp_path)] == ["crit", "Critical"]
 
 
 def test_weights_of_a_published_model_start_a_training(published, run, tmp_path):
@@ -573,8 +625,9 @@ def test_a_link_out_of_a_folder_is_refused_outside_the_cache_of_the_hub(publishe
     load_model(f"hf://{REPO}")
     snapshot = next((tmp_path / "hub").glob("models--*/snapshots/*"))
     assert (snapshot / "model.json").is_symlink()
+    shutil.copyfile(snapshot / "model.json", tmp_path / "model.json")  # with the same checksum
     (snapshot / "model.json").unlink()
-    (snapshot / "model.json").symlink_to(run / "model.json")
+    (snapshot / "model.json").symlink_to(tmp_path / "model.json")
     with pytest.raises(FastcxrError, match="a link to a file outside the run folder"):
         load_model(snapshot)
 
