@@ -8,9 +8,15 @@ from pathlib import Path
 
 from fastcxr.errors import ModelError, OutputError
 from fastcxr.io.files import CHECKSUMS_FILE, compute_sha256, read_checksums
-from fastcxr.io.hub_names import README_FILE, is_model_file
+from fastcxr.io.hub_names import README_FILE, is_model_file, is_published
 
 DO_NOT_USE_FIX = "Do not use it. Choose another revision of it, or ask its owner"
+
+
+def is_card_edited(folder: Path) -> bool:
+    """Return whether the folder is a published model whose README.md differs from its checksum, or has none."""
+    card = folder / README_FILE
+    return is_published(folder) and card.is_file() and compute_sha256(card) != read_checksums(folder).get(README_FILE)
 
 
 def check_published_files(folder: Path, name: str | None = None) -> list[str]:

@@ -48,6 +48,7 @@ EXTERNAL_TESTS = (
     Rule("warning", "No metric to compare with {}", partial(model.find_external_tests, model.NOT_COMPARABLE)),
     Rule("note", "Tested on external data", partial(model.find_external_tests, model.SIMILAR)),
 )
+FEW_IMAGES = "Few images of a"  # class or finding
 LOGGED_WARNING = Rule("warning", "Logged warning", data.find_logged_warnings, "report describe")
 RULES = (
     Rule("critical", "Confounded: do not use these metrics", data.find_failed_checks),
@@ -77,7 +78,7 @@ RULES = (
     Rule("warning", "No image is predicted as {}", model.find_never_predicted_classes),
     Rule("warning", "All images are predicted as {}", model.find_always_predicted_findings),
     Rule("warning", "No {} of {}", data.find_absent_classes, "report describe"),
-    Rule("warning", "Few images of a {}", data.find_small_classes, "report describe"),
+    Rule("warning", f"{FEW_IMAGES} {{}}", data.find_small_classes, "report describe"),
     Rule("warning", "The {} of model and predictions differ", model.find_class_mismatch),
     Rule("warning", "{} left out", data.find_skipped_images, "report describe audit"),
     Rule("warning", "Unreadable images in the evaluation", model.find_unreadable_images),

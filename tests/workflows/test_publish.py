@@ -42,7 +42,7 @@ from fastcxr.workflows.list_runs import describe_runs
 from fastcxr.workflows.load_learner import load_learner_from_run
 from fastcxr.workflows.load_scorer import load_scorer
 from fastcxr.workflows.published_model import read_published_facts
-from fastcxr.workflows.verify import verify
+from fastcxr.workflows.verify import list_unverified, verify
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 REPO = "me/model"
@@ -315,6 +315,17 @@ def test_a_folder_of_another_downloader_works_like_that_of_pull(run, files, tmp_
         (tmp_path / name).write_bytes(content)
     np.testing.assert_array_equal(score(load_model(tmp_path)), score(load_model(run)))
     assert verify(tmp_path) == ([], len(FILES) - 1)
+    assert [text.partition(":")[0] for text in list_unverified(tmp_path)] == [
+        "a published model has no predictions.csv"
+    ]
+    (tmp_path / "README.md").write_text("of its owner")
+    load_model(tmp_path)
+    assert verify(tmp_path) == ([], len(FILES) - 2)
+    assert list_unverified(tmp_path)[1].startswith("README.md is not counted: it was edited after the push")
+    (tmp_path / "SHA256SUMS").unlink()
+    with pytest.raises(InputMissingError, match="SHA256SUMS is missing, without which the files of a published model"):
+        verify(tmp_path)
+    assert list_unverified(run) == []
 
 
 def test_a_changed_model_card_is_no_error(published, run, tmp_path, caplog):
@@ -520,8 +531,10 @@ def test_commands_that_need_the_run_refuse_a_published_model(published, run, tmp
     for use in uses:
         with pytest.raises(InputMissingError, match=r"a published model, which has no \w+\.csv. Pass the run folder"):
             use()
-    with pytest.raises(InputMissingError, match="Run `fastcxr pull me/model`, and pass the folder"):
+    with pytest.raises(InputMissingError, match="on the hub, which has no data of its training. Pass the run folder"):
         compare([f"hf://{REPO}", run], tmp_path / "out")
+    with pytest.raises(InputMissingError, match="hf://me/model: a model on the hub, expected a folder that holds run"):
+        describe_runs(Path(f"hf://{REPO}"))
     with pytest.raises(InputMissingError, match="no list of the images that it was trained on: got `data`"):
         load_learner_from_run(folder, tmp_path)
     assert [row["state"] for row in describe_runs(tmp_path)] == ["published"]
