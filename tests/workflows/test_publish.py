@@ -145,7 +145,11 @@ def test_what_arrives_has_no_image_path_file_name_or_patient(hub, planted):
     assert results["accuracy"] == (round(expected["accuracy"], 4), "test")
     assert results["roc_auc"] == (round(expected["auroc"]["macro"], 4), "test")
     assert metadata.eval_results[0].dataset_name == "dataset-of-a-study + dataset-of-a-study"
-    assert "| clear | 0.300 |" in files["README.md"].decode()
+    card = files["README.md"].decode()
+    assert "| clear | 0.300 |" in card
+    assert "pip install fastcxr" not in card and "[Install fastcxr](https://github.com/fastcxr/fastcxr#readme)" in card
+    assert "Its input is 8-bit gray, the same in its 3 channels, padded" in card
+    assert ("Images per class (WARN)" in card) + ("Few images of a class" in card) <= 1  # one fact, stated once
     assert "weights-of-a-study.pth" in files["model.json"].decode()
 
 
