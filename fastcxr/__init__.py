@@ -17,6 +17,8 @@ from fastcxr.version import VERSION as __version__
 if "torch" not in sys.modules:  # torch reads the variable once, on import
     # by default OpenMP threads spin while they wait: on a busy machine everything takes ten times as long
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# huggingface_hub reads it once, on import: it would ask its server for a list of programs, and send torch's version
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from fastcxr.cli.study import study_main

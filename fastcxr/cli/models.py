@@ -31,7 +31,7 @@ from fastcxr.cli.tables import show_cache
 from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions, open_executor
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
 from fastcxr.io.formatting import pluralize
-from fastcxr.io.hub_names import get_model_name
+from fastcxr.io.hub_names import get_model_name, is_hub_name
 from fastcxr.progress.terminal import TerminalProgress
 
 
@@ -202,11 +202,16 @@ def embed(
     hash_names
         salted hashes in place of file and folder names, as in predict
     """
+    from fastcxr.models.hub_download import find_model_dir
+    from fastcxr.workflows.critical_notices import read_run_notices
     from fastcxr.workflows.embed import embed as embed_images
 
     if not data:
         raise InputMissingError("no images given", "Pass a dataset, or images, after the model")
+    folder = find_model_dir(model, TerminalProgress(console)) if is_hub_name(model) or Path(model).is_dir() else None
     found = embed_images(model, data, to, hash_names=hash_names, progress=TerminalProgress(console), **asdict(options))
+    critical = read_run_notices(folder) if folder else []
+    print_critical_notices(critical)
     for error in found.errors:
         print_warning(str(error))
     n_images, n_unreadable = len(found.table), len(found.errors)
@@ -214,6 +219,7 @@ def embed(
     print_line(f"{size} written to {to}, {n_unreadable:,} unreadable")
     unreadable = [{"path": error.path, "error": f"{error.problem}. {error.fix}"} for error in found.errors]
     counts = {"n_images": n_images, "n_features": found.vectors.shape[1], "n_unreadable": n_unreadable}
+    counts |= {"critical": [notice["title"] for notice in critical]}
     print_result(to, {"file": to} | counts | {"unreadable": unreadable, "metadata": found.metadata})
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 

@@ -19,7 +19,8 @@ OPTION_BY_ARGUMENT = {item.name: item.name for item in fields(Recipe)} | {
     "max_waiting": "max_waiting", "shard": "shard", "jobs": "jobs",
     "dicom_sr": "dicom_sr", "dicom_sc": "dicom_sc",
     "trials": "trials", "search": "search", "track": "track",
-    "public": "public", "with_images": "with_images", "licence": "licence", "yes": "yes", "revision": "revision",
+    "public": "public", "replace_card": "replace_card", "with_images": "with_images", "licence": "licence",
+    "yes": "yes", "revision": "revision",
 }  # fmt: skip
 DATA_PLACEHOLDER = "--data DATA ..."  # for the data options of a run
 MAX_OPTIONS_CHARACTERS = 200  # of the options in a next step

@@ -41,6 +41,7 @@ def push(
     with_images: Annotated[bool, Parameter(negative=())] = False,
     licence: Annotated[str | None, Parameter(alias="--license")] = None,
     message: str | None = None,
+    replace_card: Annotated[bool, Parameter(negative=())] = False,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     yes: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -49,7 +50,8 @@ def push(
     Sent are the weights, thresholds and calibration, the out-of-distribution detector, recipe.json, metrics.json, the
     model card, and a report without images. Never sent are images, stored features, manifest.csv and predictions.csv.
     Before the upload all files are searched for images, paths, file names and patient identifiers of the run.
-    The upload is one commit. The token is that of `hf auth login`, or HF_TOKEN.
+    The upload is one commit. A model card that was edited on the hub is kept. The token is that of `hf auth login`, or
+    HF_TOKEN.
 
     Parameters
     ----------
@@ -65,14 +67,17 @@ def push(
         licence of the model, as an identifier of the hub: apache-2.0, mit, cc-by-4.0, cc-by-nc-4.0, other
     message
         first line of the commit
+    replace_card
+        replace a model card that was edited on the hub; earlier commits still have it
     dry_run
         list of what would be sent, without any request
     yes
         consent to all questions, for use without a terminal
     """
-    from fastcxr.workflows.publish import find_repository, list_questions, send_model, stage_model
+    from fastcxr.workflows.publish import find_repository, list_questions, send_model, stage_model, validate_push
 
-    repository = None if dry_run else find_repository(parse_hub_name(repo).repo, public=public)
+    repo = validate_push(run, repo, licence)
+    repository = None if dry_run else find_repository(repo, public=public)
     print_line("preparing and searching the files")
     with stage_model(run, repo, with_images=with_images, licence=licence) as staged:
         show_staged(staged)
@@ -85,10 +90,12 @@ def push(
             return 0
         confirm_all(list_questions(staged, repository), yes=yes)
         show_bars = console.is_terminal and not console.quiet
-        published = send_model(staged, repository, message, show_bars=show_bars)
+        published = send_model(staged, repository, message, replace_card=replace_card, show_bars=show_bars)
     state = "private" if published.is_private else "public"
-    print_line(f"{state}, commit {(published.commit or '')[:7]}")
+    unchanged = ": nothing changed, and nothing is sent" if published.is_unchanged else ""
+    print_line(f"{state}, commit {(published.commit or '')[:7]}{unchanged}")
     facts = {"url": published.url, "commit": published.commit, "private": published.is_private, "dry_run": False}
+    facts |= {"files": published.files, "kept_card": published.has_kept_card, "unchanged": published.is_unchanged}
     print_result(published.url, document | facts)
     print_next_steps(
         f"use it: fastcxr predict hf://{published.repo} IMAGES",

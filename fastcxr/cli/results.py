@@ -156,11 +156,16 @@ def verify(run: Path) -> int:
     run
         run folder, also of cross-validation
     """
+    from fastcxr.workflows.verify import list_unverified
     from fastcxr.workflows.verify import verify as verify_run
 
     faults, n_files = verify_run(run)
     for fault in faults:
         print_warning(f"{fault.path}: {fault.problem}")
+    unverified = list_unverified(run)
+    for sentence in unverified:
+        print_line(sentence)
     print_line(f"{pluralize(n_files, 'file')} checked, {pluralize(len(faults), 'fault')}")
-    print_result(None, {"folder": run, "n_files": n_files, "faults": [asdict(fault) for fault in faults]})
+    facts = {"folder": run, "n_files": n_files, "unverified": unverified}
+    print_result(None, facts | {"faults": [asdict(fault) for fault in faults]})
     return DATA_ERROR_EXIT_CODE if faults else 0

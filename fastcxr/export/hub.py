@@ -1,15 +1,18 @@
 """Repositories of models on the Hugging Face hub: state, creation, and an upload that is one commit."""
 
+import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from fastcxr.errors import HubError, InputMissingError
+from fastcxr.errors import HubError, InputMissingError, OutputError
+from fastcxr.io.files import CHECKSUMS_FILE, compute_sha256, read_checksums
 from fastcxr.io.hub_errors import convert_hub_errors, find_endpoint, make_token_error
-from fastcxr.io.hub_names import REPORT_FILES, is_model_file
-from fastcxr.models.hub_download import make_api
+from fastcxr.io.hub_names import README_FILE, REPORT_FILES, is_model_file
+from fastcxr.models.hub_download import make_api, silence_bars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +74,68 @@ def create_repository(repo: str, *, private: bool) -> Repository:
     return repository
 
 
-def list_obsolete_files(repository: Repository, sent: Mapping[str, Any]) -> list[str]:
+def has_edited_card(repository: Repository) -> bool:
+    """Return whether README.md on the hub is not what the last push wrote: then its owner has completed it.
+
+    Its checksum in SHA256SUMS on the hub shows that. Without one, it counts as edited. Raises HubError.
+    """
+    if README_FILE not in repository.files:
+        return False
+    with TemporaryDirectory(prefix="fastcxr-") as folder:
+        for name in (README_FILE, CHECKSUMS_FILE):
+            if name in repository.files:
+                with convert_hub_errors(repository.name, writes=True), silence_bars():
+                    make_api().hf_hub_download(repository.name, name, revision=repository.commit, local_dir=folder)
+        try:
+            written = read_checksums(Path(folder)).get(README_FILE)
+        except OutputError:  # damaged
+            written = None
+        return compute_sha256(Path(folder) / README_FILE) != written
+
+
+def has_contents(repository: Repository, contents: Mapping[str, Path | bytes]) -> bool:
+    """Return whether the newest commit of a repository has all these files with the same contents. Raises HubError."""
+    if not set(contents) <= set(repository.files):
+        return False
+    with convert_hub_errors(repository.name, writes=True):
+        tree = list(make_api().list_repo_tree(repository.name, recursive=True, revision=repository.commit))
+    entries = {entry.path: entry for entry in tree if entry.path in contents}
+    return set(entries) == set(contents) and all(_is_entry(entries[name], contents[name]) for name in contents)
+
+
+def _is_entry(entry: Any, content: Path | bytes) -> bool:
+    """Return whether an entry of the tree has this content: a large file has a SHA-256 there, others that of git."""
+    if entry.lfs is not None:
+        digest = compute_sha256(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+        return entry.lfs.sha256 == digest
+    data = content.read_bytes() if isinstance(content, Path) else content
+    header = f"blob {len(data)}\0".encode()
+    return entry.blob_id == hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
+
+
+def list_obsolete_files(repository: Repository, sent: Collection[str]) -> list[str]:
     """Return the files of an earlier push that this one does not send, such as a report with images."""
     return [name for name in repository.files if name not in sent and (is_model_file(name) or name in REPORT_FILES)]
 
 
-def upload_files(repository: Repository, folder: Path, files: Mapping[str, Any], message: str) -> str:
-    """Send the files of a folder in one commit, without those of an earlier push, and return the commit.
+def upload_files(
+    repository: Repository, contents: Mapping[str, Path | bytes], obsolete: Collection[str], message: str
+) -> str:
+    """Send files in one commit, which removes the obsolete ones of an earlier push, and return the commit.
 
-    Before the commit nothing is visible. Contents that the hub has from an interrupted upload are not sent again.
+    `contents`: a local file, or the bytes, by the path in the repository. Before the commit nothing is visible.
+    Contents that the hub has from an interrupted upload are not sent again.
 
     Raises:
         HubError: the hub rejects the upload, or the repository has changed since `repository` was read.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    operations: list[Any] = [CommitOperationDelete(name) for name in list_obsolete_files(repository, files)]
-    operations += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in files]
+    operations: list[Any] = [CommitOperationDelete(name) for name in obsolete]
+    operations += [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=content if isinstance(content, bytes) else str(content))
+        for name, content in contents.items()
+    ]
     with convert_hub_errors(repository.name, writes=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on the metadata of the card
         commit = make_api().create_commit(

@@ -25,13 +25,15 @@ METRICS = {  # dotted name in metrics.json: type for the hub, name
     "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy"),
 }
 LICENCE_PATTERN = re.compile(r"[a-z0-9][a-z0-9.+-]{0,62}")
+PROJECT_PAGE = "https://github.com/fastcxr/fastcxr#readme"
 USE = """\
 ## Use
 
 For research, not for diagnosis.
 
+[Install fastcxr]({page}), then run
+
 ```bash
-pip install fastcxr
 fastcxr predict hf://{repo} IMAGES
 ```
 
@@ -44,7 +46,7 @@ predictions = predict(load_model("hf://{repo}"), ["image.png"])
 TIMM_USE = """
 `timm.create_model("hf-hub:{repo}", pretrained=True)` loads
 {content}, without fastcxr.
-Its input is 8-bit gray, padded to a square of {size} px and normalized as stated below.{head}
+Its input is 8-bit gray{channels}, padded to a square of {size} px and normalized as stated below.{head}
 """
 TIMM_HEAD = " The head is no network of timm and is in head.safetensors."
 
@@ -88,7 +90,8 @@ def make_hub_card(facts: CardFacts, model_card: str) -> str:
     """Return the content of README.md. `model_card`: Markdown of the run, whose first line is its title."""
     title, _, text = model_card.partition("\n")
     parts = [f"---\n{make_metadata(facts)}---\n", *map(_format_notice, facts.notices), f"{title}\n"]
-    parts += [USE.format(repo=facts.repo) + _describe_timm(facts), *_format_thresholds(facts), text.lstrip("\n")]
+    use = USE.format(repo=facts.repo, page=PROJECT_PAGE) + _describe_timm(facts)
+    parts += [use, *_format_thresholds(facts), text.lstrip("\n")]
     return "\n".join(parts)
 
 
@@ -167,8 +170,15 @@ def _describe_timm(facts: CardFacts) -> str:
     content = "the network, whose outputs are logits"
     if is_backbone:
         content = "the backbone, whose outputs are pooled features"
-    size = facts.model_json["input_spec"]["image_size"]
-    return TIMM_USE.format(repo=facts.repo, content=content, size=size, head=TIMM_HEAD if is_backbone else "")
+    spec = facts.model_json["input_spec"]
+    n_channels = len(spec["mean"])
+    return TIMM_USE.format(
+        repo=facts.repo,
+        content=content,
+        channels=f", the same in its {n_channels} channels" if n_channels > 1 else "",
+        size=spec["image_size"],
+        head=TIMM_HEAD if is_backbone else "",
+    )
 
 
 def _format_thresholds(facts: CardFacts) -> Iterable[str]:

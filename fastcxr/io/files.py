@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -189,8 +189,12 @@ def write_checksums(folder: Path, changed_files: Collection[str] | None = None) 
     for name in list_files(folder) if changed_files is None or not checksums else changed_files:
         if (folder / name).is_file():
             checksums[name] = compute_sha256(folder / name)
-    lines = [f"{checksum}  {name}\n" for name, checksum in sorted(checksums.items())]
-    atomic_write(folder / CHECKSUMS_FILE, "".join(lines))
+    atomic_write(folder / CHECKSUMS_FILE, format_checksums(checksums))
+
+
+def format_checksums(checksums: Mapping[str, str]) -> str:
+    """Return the content of SHA256SUMS for the checksum of each file."""
+    return "".join(f"{checksum}  {name}\n" for name, checksum in sorted(checksums.items()))
 
 
 def read_checksums(folder: Path) -> dict[str, str]:

@@ -11,7 +11,8 @@ PUBLISHED_FILE = "published.json"  # marks a published model, which has no data 
 WEIGHTS_FILES = ("model.safetensors", "head.safetensors", "ood.safetensors")
 MODEL_FILES = (*WEIGHTS_FILES, "model.json")  # of a run with folds in each folder fold-NUMBER
 FACT_FILES = ("recipe.json", "metrics.json", "config.json", PUBLISHED_FILE)
-TEXT_FILES = ("README.md", "SHA256SUMS")
+README_FILE = "README.md"  # model card: its owner can edit it on the hub, therefore it may differ from its checksum
+TEXT_FILES = (README_FILE, "SHA256SUMS")
 REPORT_FILES = ("report-no-images.html", "report.html")  # published, and never downloaded
 FOLD_FOLDER = re.compile(r"fold-[1-9]\d{0,2}")
 # Path("hf://a/b") is hf:/a/b, on Windows with backslashes

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastcxr.errors import InputMissingError
+from fastcxr.io.files import CHECKSUMS_FILE
 from fastcxr.io.formats import reject_unfinished
 from fastcxr.io.formatting import join_names
-from fastcxr.io.hub_names import is_hub_name, is_published, parse_hub_name
+from fastcxr.io.hub_names import HubName, is_hub_name, is_published, parse_hub_name
 
 RUNS_DIR = Path("runs")
 MAX_SUGGESTED_RUNS = 3
@@ -21,7 +22,8 @@ EXPORT_FIX = (
 
 PUBLISHED_FIX = (
     "Pass the run folder of its training. A published model is used by `fastcxr predict`, `fastcxr evaluate`, "
-    "`fastcxr explain`, `fastcxr serve`, `fastcxr export` and load_model"
+    "`fastcxr explain`, `fastcxr serve`, `fastcxr embed`, `fastcxr export`, load_model, and a training with "
+    "`weights='hf://owner/name'`"
 )
 
 
@@ -66,9 +68,7 @@ def require_run_file(
     if (folder / name).is_file():
         return
     if is_hub_name(folder):
-        hub_name = parse_hub_name(folder)
-        pull = f"Run `fastcxr pull {str(hub_name).removeprefix('hf://')}`, and pass the folder that it writes"
-        raise InputMissingError("a model on the hub, expected a folder", pull, path=hub_name.repo, code="E304")
+        raise _make_hub_error(parse_hub_name(folder), name)
     if is_export(folder):
         raise InputMissingError(f"an exported model, which has no {name}", EXPORT_FIX, path=folder, code="E304")
     if is_published(folder):
@@ -82,6 +82,15 @@ def require_run_file(
         if len(folder.parts) == 2 and not folder.parent.exists():
             fix = fix or f"{_suggest_runs(folder, name, expected)}; a model on the hub is hf://{folder.as_posix()}"
     raise InputMissingError(problem, fix or _suggest_runs(folder, name, expected), path=folder, code="E304")
+
+
+def _make_hub_error(hub_name: HubName, name: str) -> InputMissingError:
+    """Return the error for a model on the hub: what only a run has is not in the folder of pull either."""
+    if name == CHECKSUMS_FILE:
+        fix = f"Run `fastcxr pull {str(hub_name).removeprefix('hf://')}`, and pass the folder that it writes"
+        return InputMissingError("a model on the hub, expected a folder", fix, path=str(hub_name), code="E304")
+    problem = "a published model on the hub, which has no data of its training"
+    return InputMissingError(problem, PUBLISHED_FIX, path=str(hub_name), code="E304")
 
 
 def _suggest_runs(folder: Path, name: str, expected: str) -> str:

@@ -1,7 +1,7 @@
 """Download of a published model from the Hugging Face hub into the hub's cache, and its folder there.
 
 A repository is an untrusted source: only files with the names of a published model are downloaded, within limits on
-their number and size. The loaders check them as they check any model file.
+their number and size, and they are compared with SHA256SUMS. The loaders check them as they check any model file.
 """
 
 import inspect
@@ -20,8 +20,10 @@ from fastcxr.io.hub_names import (
     HubName,
     is_hub_name,
     is_model_file,
+    is_published,
     parse_hub_name,
 )
+from fastcxr.models.hub_check import check_published_files
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Bar, Progress
 from fastcxr.version import VERSION
@@ -37,12 +39,17 @@ PUSH_FIX = "Pass the name of a model that `fastcxr push` published"
 def find_model_dir(folder: str | Path, progress: Progress | None = None) -> Path:
     """Return the folder of a model: of hf://owner/name the folder in the hub's cache, after a download if needed.
 
-    Without a connection the newest revision in the cache is used. Raises HubError, InputMissingError or ModelError if
-    the hub does not have the model, and RecipeError for an invalid name.
+    Without a connection the newest revision in the cache is used. The files of a published model are compared with
+    their checksums, also in a folder. Raises HubError, InputMissingError or ModelError if the hub does not have the
+    model, ModelError if a file does not have its checksum, and RecipeError for an invalid name.
     """
-    if not is_hub_name(folder):
-        return Path(folder)
-    return download_model(parse_hub_name(folder), progress or make_default_progress())
+    if is_hub_name(folder):
+        name = parse_hub_name(folder)
+        folder = download_model(name, progress or make_default_progress())
+        check_published_files(folder, str(name))
+    elif is_published(folder):
+        check_published_files(Path(folder))
+    return Path(folder)
 
 
 def download_model(name: HubName, progress: Progress) -> Path:

@@ -13,6 +13,7 @@ from fastcxr.io.formatting import format_percent, format_score, join_names, plur
 from fastcxr.metrics.predictions import OUT_OF_FOLD
 from fastcxr.report.headline import get_primary_metrics
 from fastcxr.report.run_reader import DatasetRecord, RunRecord
+from fastcxr.report.weights_notices import is_of_initial_model
 
 Found = Iterator[tuple[str, ...]]  # text, names in the title
 Metrics = Mapping[str, Any]
@@ -190,7 +191,7 @@ def find_logged_warnings(record: DatasetRecord, metrics: Metrics) -> Found:
     if record.is_shared and (n_warnings := record.run.get("n_warnings")):
         yield (f"{pluralize(n_warnings, 'warning')} of the run: only the full report has the text.",)
     for message in merge_repeated_messages(record):
-        if message["level"] == "warning":
+        if message["level"] == "warning" and not is_of_initial_model(message["text"]):
             yield (message["text"],)
 
 

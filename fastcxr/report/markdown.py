@@ -24,7 +24,7 @@ from fastcxr.report.finding_rows import describe_averaged, describe_calibration_
 from fastcxr.report.headline import describe_intervals, get_primary_metrics, make_headline_rows
 from fastcxr.report.html import make_environment
 from fastcxr.report.label_counts import describe_label_policy, make_label_tables
-from fastcxr.report.notices import make_notices
+from fastcxr.report.notices import FEW_IMAGES, make_notices
 from fastcxr.report.run_reader import RunRecord
 from fastcxr.report.tables import describe_sanity_check, make_border_share_rows
 from fastcxr.report.training_summary import describe_training, describe_valid_predictions
@@ -49,10 +49,14 @@ def make_claim_checklist(record: RunRecord, metrics: Mapping[str, Any]) -> str:
 def _render(template: str, record: RunRecord, metrics: Mapping[str, Any]) -> str:
     primary = get_primary_metrics(record, metrics)
     backbone = record.model.get("backbone") or {}
-    limits = [str(notice) for notice in make_notices(record, metrics)]
-    limits += [
-        f"{row['title']} ({row['verdict']}): {row['message']}" for row in record.findings if row["verdict"] != "PASS"
+    findings = [row for row in record.findings if row["verdict"] != "PASS"]
+    has_small_classes = any(row["check"] == "sizes" for row in findings)  # the finding states them of every split
+    limits = [
+        str(notice)
+        for notice in make_notices(record, metrics)
+        if not (has_small_classes and notice.title.startswith(FEW_IMAGES))
     ]
+    limits += [f"{row['title']} ({row['verdict']}): {row['message']}" for row in findings]
 
     def format_class_interval(label: str, name: str) -> str:
         return format_interval(dict(primary), f"per_class.{label}.{name}", format_percent) or "no interval"

@@ -11,6 +11,7 @@ from fastcxr.report import data_notices as data
 from fastcxr.report import model_notices as model
 from fastcxr.report.run_reader import DatasetRecord, SaliencyMaps, read_run_record
 from fastcxr.report.tuning_notice import find_tuned_selection
+from fastcxr.report.weights_notices import find_unknown_weights_overlap, find_weights_notices
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ EXTERNAL_TESTS = (
     Rule("warning", "No metric to compare with {}", partial(model.find_external_tests, model.NOT_COMPARABLE)),
     Rule("note", "Tested on external data", partial(model.find_external_tests, model.SIMILAR)),
 )
+FEW_IMAGES = "Few images of a"  # class or finding
 LOGGED_WARNING = Rule("warning", "Logged warning", data.find_logged_warnings, "report describe")
 RULES = (
     Rule("critical", "Confounded: do not use these metrics", data.find_failed_checks),
@@ -65,6 +67,8 @@ RULES = (
     Rule("critical", "No test split", data.find_missing_test_split),
     Rule("critical", "Neither test nor validation split", data.find_missing_held_out_split),
     Rule("warning", "Overlap with the training images: unknown", data.find_unknown_overlap),
+    Rule("warning", "Overlap with the training images of the initial weights: unknown", find_unknown_weights_overlap),
+    Rule("warning", "The published model of the initial weights has a critical notice: {}", find_weights_notices),
     Rule("warning", "Images of the test split of the run: {}", partial(data.find_own_test_images, False)),
     Rule("warning", "Confounding accepted", data.find_accepted_confounding),
     *EXTERNAL_TESTS[:-1],
@@ -74,7 +78,7 @@ RULES = (
     Rule("warning", "No image is predicted as {}", model.find_never_predicted_classes),
     Rule("warning", "All images are predicted as {}", model.find_always_predicted_findings),
     Rule("warning", "No {} of {}", data.find_absent_classes, "report describe"),
-    Rule("warning", "Few images of a {}", data.find_small_classes, "report describe"),
+    Rule("warning", f"{FEW_IMAGES} {{}}", data.find_small_classes, "report describe"),
     Rule("warning", "The {} of model and predictions differ", model.find_class_mismatch),
     Rule("warning", "{} left out", data.find_skipped_images, "report describe audit"),
     Rule("warning", "Unreadable images in the evaluation", model.find_unreadable_images),

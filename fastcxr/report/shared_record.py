@@ -24,6 +24,7 @@ from fastcxr.metrics.predictions import (
 from fastcxr.report.label_counts import BLANK_MESSAGE
 from fastcxr.report.run_reader import RunRecord, SaliencyMaps
 from fastcxr.report.tuning_notice import STATES, TUNING_KEY
+from fastcxr.report.weights_notices import INITIAL_MODEL_KEY
 
 NOT_SHARED = "not shared"
 # options that may hold a path, the name of a file or patient, or free text of the user
@@ -31,6 +32,7 @@ PRIVATE_OPTIONS = ("patient_table", "patient_regex", "split_file", "reuse_split"
 PUBLIC_FILTERS = ("label", "split", *DEMOGRAPHIC_COLUMNS)  # columns whose values may be shared
 RUN_ENTRIES = (
     "started", "seconds", "versions", "machine", "seed", "first_weights", "refitted_heads", "public_datasets",
+    INITIAL_MODEL_KEY,
 )  # fmt: skip
 TUNING_ENTRIES = ("trials", *STATES, "trial", "value", "metric", "search")
 TESTED_ENTRIES = ("failed", "notices", "overlap", "files")

@@ -10,10 +10,10 @@ from fastcxr.errors import FastcxrError
 from fastcxr.export.exported_model import ExportedModel
 from fastcxr.inference.scores import Scorer
 from fastcxr.io.hub_names import is_published
-from fastcxr.workflows.published_model import read_published_facts
+from fastcxr.workflows.published_model import CRITICAL, normalize_level, read_published_facts
 
 log = logging.getLogger("fastcxr")
-CRITICAL, NOTICE_KEYS = "critical", ("level", "title", "text")
+NOTICE_KEYS = ("level", "title", "text")
 METRICS_FILE = "metrics.json"
 DAMAGED_FILE_ERRORS = (FastcxrError, OSError, ValueError, TypeError, LookupError, AttributeError)
 Notice = dict[str, str]  # level, title and text
@@ -48,4 +48,4 @@ def _select_valid(notices: Iterable[Any]) -> Iterable[Notice]:
     """Yield the notices of export.json that have all texts: the file may come from an untrusted source."""
     for notice in notices:
         if isinstance(notice, dict) and all(isinstance(notice.get(key), str) for key in NOTICE_KEYS):
-            yield {key: notice[key] for key in NOTICE_KEYS}
+            yield {key: notice[key] for key in NOTICE_KEYS} | {"level": normalize_level(notice["level"])}

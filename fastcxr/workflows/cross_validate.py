@@ -23,6 +23,7 @@ from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress, log_once
 from fastcxr.report.run_reader import PATIENT_SPLIT_DIR, find_initial_weights, read_dataset_record
 from fastcxr.report.training_summary import has_refitted_head
+from fastcxr.report.weights_notices import INITIAL_MODEL_KEY
 from fastcxr.training.learner import validate_model_options
 from fastcxr.workflows.audit import write_findings
 from fastcxr.workflows.fold_plan import find_held_out_unit, needs_patient_level_folds, plan_folds
@@ -128,6 +129,8 @@ def write_pooled_files(run_dir: RunDir, fold_dirs: dict[str, Path], dataset: Dat
     public = {name: None for record in fold_records.values() for name in record.run.get(PUBLIC_DATASETS_KEY, [])}
     run_dir.extra_metadata |= {"first_weights": " and ".join(weights), "refitted_heads": refitted}
     run_dir.extra_metadata |= {PUBLIC_DATASETS_KEY: list(public)}
+    for record in fold_records.values():
+        run_dir.extra_metadata |= {key: record.run[key] for key in (INITIAL_MODEL_KEY,) if key in record.run}
     write_skipped(folder, pool_skipped([record.skipped for record in fold_records.values()]))
     run_dir.messages += pool_messages({name: r.run.get("messages") or [] for name, r in fold_records.items()}, unit)
     return manifest

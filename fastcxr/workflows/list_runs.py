@@ -13,7 +13,7 @@ from fastcxr.export.export_json import TARGETS
 from fastcxr.io.files import read_json
 from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY, find_unfinished_state, is_format, reject_other_format
 from fastcxr.io.formatting import pluralize
-from fastcxr.io.hub_names import is_published
+from fastcxr.io.hub_names import is_hub_name, is_published, parse_hub_name
 from fastcxr.io.run_folders import (
     EXPORT_JSON_FILE,
     TUNING_FILE,
@@ -38,6 +38,9 @@ def describe_runs(parent: str | Path) -> list[dict[str, Any]]:
     number of its trials, export, or other version. The metric of a tuning is the validation AUROC of its best trial.
     Raises InputMissingError for a folder that does not exist.
     """
+    if is_hub_name(parent):
+        problem, fix = "a model on the hub, expected a folder that holds run folders", "Leave it out for those in runs/"
+        raise InputMissingError(problem, fix, path=str(parse_hub_name(parent)))
     parent = Path(parent)
     if not parent.is_dir():
         raise InputMissingError("no such folder", "Pass the folder that holds run folders", path=parent)

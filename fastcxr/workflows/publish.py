@@ -16,6 +16,8 @@ from fastcxr.errors import HubError, ModelError, RecipeError, make_type_error, r
 from fastcxr.export.hub import (
     Repository,
     create_repository,
+    has_contents,
+    has_edited_card,
     list_obsolete_files,
     read_repository,
     require_token,
@@ -24,9 +26,18 @@ from fastcxr.export.hub import (
 from fastcxr.export.hub_card import CardFacts, make_hub_card, normalize_licence
 from fastcxr.export.identifiers import find_leaks
 from fastcxr.export.published_files import share_with_timm, write_model_files
-from fastcxr.io.files import atomic_write, compute_sha256, read_json, write_checksums, write_json
+from fastcxr.io.files import (
+    CHECKSUMS_FILE,
+    atomic_write,
+    compute_sha256,
+    format_checksums,
+    read_checksums,
+    read_json,
+    write_checksums,
+    write_json,
+)
 from fastcxr.io.formatting import pluralize
-from fastcxr.io.hub_names import PUBLISHED_FILE, REPORT_FILES, is_model_file, parse_hub_name
+from fastcxr.io.hub_names import PUBLISHED_FILE, README_FILE, REPORT_FILES, is_model_file, parse_hub_name
 from fastcxr.io.run_folders import require_run_file
 from fastcxr.models.bundle import Classifier, Ensemble, load_model
 from fastcxr.models.hub_download import silence_bars
@@ -89,6 +100,8 @@ class Publication:
         commit: the commit on the hub; None after a dry run.
         is_private: whether the repository is private.
         files: size in bytes of each file, by its path in the repository.
+        has_kept_card: whether README.md was edited on the hub, and is not replaced.
+        is_unchanged: whether the newest commit had all files already, and nothing was sent.
     """
 
     repo: str
@@ -96,6 +109,8 @@ class Publication:
     commit: str | None
     is_private: bool
     files: dict[str, int]
+    has_kept_card: bool = False
+    is_unchanged: bool = False
 
 
 def push(
@@ -106,6 +121,7 @@ def push(
     with_images: bool = False,
     licence: str | None = None,
     message: str | None = None,
+    replace_card: bool = False,
     dry_run: bool = False,
     yes: bool = False,
 ) -> Publication:
@@ -114,7 +130,7 @@ def push(
     Sent are the weights, model.json with thresholds and calibration, the OOD detector, recipe.json, metrics.json, the
     model card as README.md, a report without images, and what timm needs to load the network. Never sent are images,
     features, manifest.csv, predictions.csv, and names of files and folders. The files are searched for names of images
-    and identifiers of patients before the upload, which is one commit.
+    and identifiers of patients before the upload, which is one commit. A model card that was edited on the hub is kept.
 
     Args:
         run: folder of a finished run, also of a run with folds.
@@ -123,6 +139,7 @@ def push(
         with_images: send report.html with its thumbnails, saliency maps and file names.
         licence: identifier of the hub for the licence of the model, such as "apache-2.0".
         message: first line of the commit.
+        replace_card: replace a model card that was edited on the hub; earlier commits still have it.
         dry_run: prepare and search the files, and send nothing.
         yes: consent to what the command asks: terms of credentialed datasets, images, and a public repository.
 
@@ -132,14 +149,28 @@ def push(
         ModelError: a file to publish contains a name or an identifier of the run, or an image.
         RecipeError: the name is invalid, or consent is missing.
     """
-    repository = None if dry_run else find_repository(parse_hub_name(repo).repo, public=public)
+    repo = validate_push(run, repo, licence)
+    repository = None if dry_run else find_repository(repo, public=public)
     with stage_model(run, repo, with_images=with_images, licence=licence) as staged:
         if repository is None:
             return Publication(repo=staged.repo, url=None, commit=None, is_private=not public, files=staged.files)
         if not yes and (questions := list_questions(staged, repository)):
             problem = f"consent is needed: {'; '.join(question.fact for question in questions)}"
             raise RecipeError(problem, "Pass `yes=True` if you consent", code="E707")
-        return send_model(staged, repository, message, show_bars=sys.stderr.isatty())
+        return send_model(staged, repository, message, replace_card=replace_card, show_bars=sys.stderr.isatty())
+
+
+def validate_push(run: str | Path, repo: str, licence: str | None = None) -> str:
+    """Return owner/name. Raises an error for what a push cannot publish, before any request; see push."""
+    require_type("run", run, str, Path)
+    if not isinstance(repo, str):
+        raise make_type_error("repo", repo, "str", NAME_FIX)
+    hub_name = parse_hub_name(repo)
+    if hub_name.revision:
+        raise RecipeError(f"a push has no revision: got {repo!r}", f"Pass {hub_name.repo}", code="E701")
+    normalize_licence(licence)
+    require_publishable(Path(run))
+    return hub_name.repo
 
 
 @contextmanager
@@ -147,18 +178,12 @@ def stage_model(
     run: str | Path, repo: str, *, with_images: bool = False, licence: str | None = None
 ) -> Iterator[StagedModel]:
     """Write the files to publish into a temporary folder, and search them for what identifies a patient; see push."""
-    require_type("run", run, str, Path)
-    if not isinstance(repo, str):
-        raise make_type_error("repo", repo, "str", NAME_FIX)
-    hub_name, licence, run = parse_hub_name(repo), normalize_licence(licence), Path(run)
-    if hub_name.revision:
-        raise RecipeError(f"a push has no revision: got {repo!r}", f"Pass {hub_name.repo}", code="E701")
-    require_publishable(run)
+    repo, licence, run = validate_push(run, repo, licence), normalize_licence(licence), Path(run)
     with TemporaryDirectory(prefix="fastcxr-") as temporary_dir:
         folder = Path(temporary_dir)
         model = load_model(run, precision="fp32", device="cpu")
         facts, remarks = write_published_model(run, folder, model)
-        write_texts(run, folder, model, facts, hub_name.repo, licence)
+        write_texts(run, folder, model, facts, repo, licence)
         full_report = (run / REPORT_FILE).read_text("utf-8", "replace") if with_images else ""
         if full_report:
             shutil.copyfile(run / REPORT_FILE, folder / REPORT_FILE)
@@ -167,7 +192,7 @@ def stage_model(
         if licence is None:
             remarks.append("no licence is stated, and without one others may not use the model: pass `licence`")
         yield StagedModel(
-            repo=hub_name.repo,
+            repo=repo,
             folder=folder,
             files=list_sent_files(folder),
             timm=facts.timm,
@@ -226,7 +251,7 @@ def write_texts(
     write_json(folder / PUBLISHED_FILE, facts.to_json())
     run_checksum = card.model_json["files"][WEIGHTS_FILE]  # a head in another file changes that of the weights
     text = make_shared_card(run).replace(run_checksum, _find_checksum(folder) or run_checksum)
-    atomic_write(folder / "README.md", make_hub_card(card, text))
+    atomic_write(folder / README_FILE, make_hub_card(card, text))
     atomic_write(folder / IMAGE_FREE_REPORT_FILE, render_image_free_report(run))
 
 
@@ -297,18 +322,54 @@ def list_questions(staged: StagedModel, repository: Repository) -> list[Question
 
 
 def send_model(
-    staged: StagedModel, repository: Repository, message: str | None = None, *, show_bars: bool = False
+    staged: StagedModel,
+    repository: Repository,
+    message: str | None = None,
+    *,
+    replace_card: bool = False,
+    show_bars: bool = False,
 ) -> Publication:
     """Create the repository if it does not exist, send the files in one commit, and return what is published.
 
-    `show_bars`: whether huggingface_hub shows its progress bars on standard error.
+    Args:
+        staged: the files.
+        repository: the repository, which need not exist.
+        message: first line of the commit.
+        replace_card: replace a model card that was edited on the hub.
+        show_bars: whether huggingface_hub shows its progress bars on standard error.
     """
     created = create_repository(staged.repo, private=repository.is_private)
-    if obsolete := list_obsolete_files(created, staged.files):
+    keeps_card = not replace_card and has_edited_card(created)
+    contents, obsolete = list_contents(staged, keeps_card=keeps_card), list_obsolete_files(created, staged.files)
+    is_unchanged = not obsolete and has_contents(created, contents)
+    if keeps_card:
+        text = "%s of %s was edited on the hub and is kept: it may state other metrics and notices than this run. %s"
+        log.warning(text, README_FILE, staged.repo, "`replace_card=True` replaces it")
+    if obsolete:
         log.info("removed from the newest commit, earlier commits still have them: %s", ", ".join(obsolete))
-    message = message or f"Publish with fastcxr {VERSION}"
-    with nullcontext() if show_bars else silence_bars():
-        commit = upload_files(created, staged.folder, staged.files, message)
+    commit = created.commit
+    if not is_unchanged:
+        with nullcontext() if show_bars else silence_bars():
+            commit = upload_files(created, contents, obsolete, message or f"Publish with fastcxr {VERSION}")
     return Publication(
-        repo=staged.repo, url=created.url, commit=commit, is_private=created.is_private, files=staged.files
+        repo=staged.repo,
+        url=created.url,
+        commit=commit,
+        is_private=created.is_private,
+        files={name: size for name, size in staged.files.items() if name in contents},
+        has_kept_card=keeps_card,
+        is_unchanged=is_unchanged,
     )
+
+
+def list_contents(staged: StagedModel, *, keeps_card: bool) -> dict[str, Path | bytes]:
+    """Return what to send by its path in the repository.
+
+    Without the card, SHA256SUMS has no checksum of it, and the next push keeps the card too.
+    """
+    contents: dict[str, Path | bytes] = {name: staged.folder / name for name in staged.files}
+    if keeps_card:
+        checksums = read_checksums(staged.folder)
+        del contents[README_FILE], checksums[README_FILE]
+        contents[CHECKSUMS_FILE] = format_checksums(checksums).encode()
+    return contents

@@ -15,6 +15,7 @@ from fastcxr.report.notices import Notice
 from fastcxr.version import VERSION
 
 MAX_TEXT, MAX_ITEMS = 2000, 50  # characters of a text, and texts, of an untrusted file
+CRITICAL, OTHER_LEVELS = "critical", ("warning", "note")  # of notices
 COPY_AGAIN_FIX = "Run `fastcxr pull` again"
 
 
@@ -46,7 +47,7 @@ def read_published_facts(folder: Path) -> PublishedFacts:
             problem = "another version of fastcxr published the model"
             raise ModelError(problem, "Update fastcxr, or publish the model again", path=path, code="E306")
         notices = tuple(
-            Notice(level, title, text)
+            Notice(normalize_level(level), title, text)
             for level, title, text in (
                 _read_texts(row[key] for key in ("level", "title", "text")) for row in content["notices"][:MAX_ITEMS]
             )
@@ -59,6 +60,11 @@ def read_published_facts(folder: Path) -> PublishedFacts:
             raise
         problem = f"not a {PUBLISHED_FILE} of fastcxr ({type(error).__name__})"
         raise ModelError(problem, COPY_AGAIN_FIX, path=path, code="E301") from error
+
+
+def normalize_level(level: str) -> str:
+    """Return the level of a notice of an untrusted file: critical, unless it is one of the other levels."""
+    return level if level in OTHER_LEVELS else CRITICAL
 
 
 def _read_texts(values: Iterable[Any]) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcxr.errors import FastcxrError, ModelError, OutputError, make_type_error, require_type
-from fastcxr.io.files import CHECKSUMS_FILE, atomic_folder, compute_sha256, read_checksums, write_checksums
+from fastcxr.errors import FastcxrError, ModelError, make_type_error, require_type
+from fastcxr.io.files import atomic_folder, write_checksums
 from fastcxr.io.hub_names import HubName, is_model_file, parse_hub_name
-from fastcxr.io.run_folders import MODEL_CARD_FILE
 from fastcxr.models.bundle import load_model
+from fastcxr.models.hub_check import DO_NOT_USE_FIX, check_published_files
 from fastcxr.models.hub_download import download_model
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
@@ -18,8 +18,6 @@ from fastcxr.report.notices import Notice
 from fastcxr.workflows.published_model import PublishedFacts, read_published_facts
 
 log = logging.getLogger("fastcxr")
-README_FILE = "README.md"  # its owner can edit it on the hub: it may differ from its checksum
-PULL_AGAIN_FIX = "Do not use it. Pull another `revision`, or ask its owner"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +73,8 @@ def copy_published_model(name: HubName, folder: Path, progress: Progress) -> Pul
 
 def check_published_model(folder: Path, name: HubName) -> PublishedFacts:
     """Compare the files with their checksums, and load the model. Raises ModelError with names of the hub."""
-    try:
-        checksums = read_checksums(folder)
-    except OutputError as error:
-        raise ModelError(f"{name}: {CHECKSUMS_FILE} is damaged", PULL_AGAIN_FIX, code="E301") from error
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        file = path.relative_to(folder).as_posix()
-        if file in (CHECKSUMS_FILE, MODEL_CARD_FILE) or compute_sha256(path) == checksums.get(file):
-            continue
-        if file != README_FILE:
-            problem = f"{name}: {file} does not have its checksum in {CHECKSUMS_FILE}: it is damaged or replaced"
-            raise ModelError(problem, PULL_AGAIN_FIX, code="E301")
-        log.info("%s was changed after the push", README_FILE)
+    for file in check_published_files(folder, str(name)):
+        log.info("%s was changed after the push", file)
     try:
         facts = read_published_facts(folder)
         load_model(folder, precision="fp32", device="cpu")
@@ -99,4 +87,4 @@ def _rename_error(error: FastcxrError, folder: Path, name: HubName) -> FastcxrEr
     """Return the error with the name on the hub in place of the temporary folder, which is removed."""
     file: Any = Path(error.path).relative_to(folder) if error.path and Path(error.path).is_relative_to(folder) else ""
     problem = f"{name}{f' {file}' if str(file) not in ('', '.') else ''}: {error.problem}"
-    return ModelError(problem, PULL_AGAIN_FIX, code=error.code)
+    return ModelError(problem, DO_NOT_USE_FIX, code=error.code)

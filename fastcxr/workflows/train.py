@@ -24,6 +24,7 @@ from fastcxr.training.time_budget import Deadline
 from fastcxr.training.trainer import train
 from fastcxr.workflows.audit import check_before_training
 from fastcxr.workflows.fold_plan import find_shared_batch_size
+from fastcxr.workflows.initial_model import describe_initial_model
 from fastcxr.workflows.load import (
     PUBLIC_DATASETS_KEY,
     Dataset,
@@ -86,6 +87,7 @@ def run(
             manifest = assign_recipe_splits(load_dataset(recipe, run_dir, dataset), recipe)
         run_dir.announce()
         run_dir.extra_metadata[PUBLIC_DATASETS_KEY] = name_public_datasets(recipe)
+        run_dir.extra_metadata |= describe_initial_model(recipe.weights)
         if is_main_process():
             check_before_training(run_dir.folder, manifest, reuse_audit=recipe.reuse_audit)
         loaders = make_loaders(manifest, recipe, run_dir, dataset.image_cache)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcxr.errors import FastcxrError
+from fastcxr.errors import FastcxrError, InputMissingError
 from fastcxr.io.files import CHECKSUMS_FILE, compute_sha256, list_files, read_checksums, read_json
 from fastcxr.io.formats import reject_other_format
-from fastcxr.io.hub_names import is_published
+from fastcxr.io.hub_names import README_FILE, is_published
 from fastcxr.io.run_folders import require_run_file
+from fastcxr.models.hub_check import is_card_edited
 from fastcxr.report.run_page import compute_run_metrics, serialize_metrics
 from fastcxr.report.run_reader import read_run_record
 
@@ -37,15 +38,39 @@ def verify(folder: str | Path) -> tuple[list[Fault], int]:
     reject_other_format(folder)
     run_dirs = sorted(path.parent for path in folder.rglob(CHECKSUMS_FILE)) if folder.is_dir() else []
     if folder not in run_dirs:
+        if is_published(folder):
+            problem = f"{CHECKSUMS_FILE} is missing, without which the files of a published model cannot be checked"
+            raise InputMissingError(problem, "Run `fastcxr pull` again, and pass its folder", path=folder, code="E304")
         require_run_file(folder, CHECKSUMS_FILE)
     for run_dir in run_dirs:
         reject_other_format(run_dir)
     faults = [fault for run_dir in run_dirs for fault in _find_faults(run_dir)]
-    return faults, sum(len(read_checksums(run_dir)) for run_dir in run_dirs)
+    n_files = sum(len(read_checksums(run_dir)) - len(_find_edited_cards(run_dir)) for run_dir in run_dirs)
+    return faults, n_files
+
+
+def list_unverified(folder: str | Path) -> list[str]:
+    """Return sentences on what verify cannot check in a folder that it accepts; none for a run."""
+    folder = Path(folder)
+    if not is_published(folder):
+        return []
+    sentences = [
+        "a published model has no predictions.csv: the metrics are not recomputed, their file has its checksum"
+    ]
+    if is_card_edited(folder):
+        sentences.append(f"{README_FILE} is not counted: it was edited after the push, which is no fault")
+    return sentences
+
+
+def _find_edited_cards(run_dir: Path) -> set[str]:
+    """Return the listed files that may differ from their checksum: the model card that its owner has edited."""
+    return {README_FILE} & set(read_checksums(run_dir)) if is_card_edited(run_dir) else set()
 
 
 def _find_faults(run_dir: Path) -> Iterator[Fault]:
     checksums = read_checksums(run_dir)
+    if is_card_edited(run_dir):
+        checksums |= {README_FILE: compute_sha256(run_dir / README_FILE)}
     for name, checksum in checksums.items():
         path = run_dir / name
         if not path.is_file():

@@ -47,7 +47,7 @@ COMMANDS = {
     "describe": (["describe", "--data", "toys"], {"folder", "report", "classes", "unreadable"}),
     "audit": (["audit", "--data", "toys"], {"folder", "report", "passed", "findings"}),
     "compare": (["compare", "run", "run2"], {"folder", "report", "rows", "n_shared_images", "patients"}),
-    "verify": (["verify", "run"], {"folder", "n_files", "faults"}),
+    "verify": (["verify", "run"], {"folder", "n_files", "faults", "unverified"}),
     "predict": (["predict", "run", "toys"], {"critical", "n_classified", "n_unreadable", "n_ood", "predictions"}),
     "explain": (["explain", "run", "toys/haze"], {"critical", "folder", "report", "n_unreadable", "maps"}),
     "pack": (["pack", "toys", "--to", "c.h5"], {"file", "n_bytes", "n_images"}),

@@ -1,5 +1,6 @@
 """The commands push and pull, and hf://owner/name in the place of a run folder."""
 
+import hashlib
 import json
 from contextlib import nullcontext
 
@@ -63,7 +64,18 @@ def test_push_and_pull_give_one_json_document_each(hub, run, call, tmp_path):
     save_image(make_reference(), tmp_path / "image.png")
     named, pulled = (call("predict", model, "image.png", "--quiet")[1] for model in ("hf://me/model", "runs/model-1"))
     assert named == pulled and "image.png" in named
-    assert call("verify", "runs/model-1")[0] == 0
+    published = json.loads((tmp_path / "runs/model-1/published.json").read_text())
+    critical = [{"level": "critical", "title": "Image-level split", "text": ""}]
+    text = json.dumps(published | {"notices": critical}).encode()
+    sums = hub.get_files("me/model")["SHA256SUMS"].replace(
+        *(hashlib.sha256(data).hexdigest().encode() for data in (hub.get_files("me/model")["published.json"], text))
+    )
+    hub.add_files("me/model", {"published.json": text, "SHA256SUMS": sums})
+    exit_code, out, err = call("embed", "hf://me/model", "image.png", "--to", "vectors.npz", "--json")
+    assert exit_code == 0 and json.loads(out)["critical"] == ["Image-level split"]
+    assert "CRITICAL: Image-level split." in err
+    exit_code, _, err = call("verify", "runs/model-1")
+    assert exit_code == 0 and "a published model has no predictions.csv: the metrics are not recomputed" in err
     exit_code, _, err = call("verify", "hf://me/model")
     assert exit_code == 66 and "Run `fastcxr pull me/model`, and pass the folder that it writes" in err
 

@@ -226,7 +226,7 @@ ROUTES = [
 
 
 def describe_file(path, content, small_bytes):
-    oid = hashlib.sha1(content).hexdigest()
+    oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # as git
     entry = {"type": "file", "path": path, "size": len(content), "oid": oid}
     if len(content) < small_bytes:
         return entry

@@ -1,7 +1,11 @@
 """A run is published: what arrives at the hub, what a download gives, and what is refused."""
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hub_server import make_commit
 from huggingface_hub import ModelCard
 from published_run import add_folds, build_published_run, write_model
 from random_classifiers import MULTI_SCALE, make_random_classifier, make_random_images
@@ -23,15 +28,21 @@ from fastcxr.export.hub_card import TASK, find_base_model
 from fastcxr.export.published_files import share_with_timm, write_model_files
 from fastcxr.inference.torch_scorer import TorchScorer
 from fastcxr.io.files import compute_sha256, read_json
+from fastcxr.models.checkpoint_file import find_weights_file
 from fastcxr.models.hub_download import MAX_BYTES
 from fastcxr.models.preprocessing import normalize
-from fastcxr.report.notices import Notice
+from fastcxr.report.notices import Notice, make_notices
+from fastcxr.report.run_reader import read_run_record
+from fastcxr.report.shared_record import make_shared_record
+from fastcxr.report.weights_notices import find_unknown_weights_overlap
 from fastcxr.workflows import publish
 from fastcxr.workflows.critical_notices import read_run_notices
+from fastcxr.workflows.initial_model import describe_initial_model
 from fastcxr.workflows.list_runs import describe_runs
 from fastcxr.workflows.load_learner import load_learner_from_run
+from fastcxr.workflows.load_scorer import load_scorer
 from fastcxr.workflows.published_model import read_published_facts
-from fastcxr.workflows.verify import verify
+from fastcxr.workflows.verify import list_unverified, verify
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 REPO = "me/model"
@@ -95,6 +106,7 @@ def files(staged):
 @pytest.fixture
 def staged_once(staged, monkeypatch):
     """Prepare the files of a push once for several tests, which are about the requests."""
+    monkeypatch.setattr(publish, "validate_push", lambda run, repo, licence: repo)
     monkeypatch.setattr(publish, "stage_model", lambda run, repo, **_: nullcontext(replace(staged, repo=repo)))
 
 
@@ -133,7 +145,11 @@ def test_what_arrives_has_no_image_path_file_name_or_patient(hub, planted):
     assert results["accuracy"] == (round(expected["accuracy"], 4), "test")
     assert results["roc_auc"] == (round(expected["auroc"]["macro"], 4), "test")
     assert metadata.eval_results[0].dataset_name == "dataset-of-a-study + dataset-of-a-study"
-    assert "| clear | 0.300 |" in files["README.md"].decode()
+    card = files["README.md"].decode()
+    assert "| clear | 0.300 |" in card
+    assert "pip install fastcxr" not in card and "[Install fastcxr](https://github.com/fastcxr/fastcxr#readme)" in card
+    assert "Its input is 8-bit gray, the same in its 3 channels, padded" in card
+    assert ("Images per class (WARN)" in card) + ("Few images of a class" in card) <= 1  # one fact, stated once
     assert "weights-of-a-study.pth" in files["model.json"].decode()
 
 
@@ -249,10 +265,12 @@ def change_labels(files):
 def change_labels_and_checksum(files):
     """Give the model a label twice, with the right checksum."""
     changed = files["model.json"].replace(b'"haze"', b'"clear"')
-    old, new = (
-        __import__("hashlib").sha256(content).hexdigest().encode() for content in (files["model.json"], changed)
-    )
+    old, new = (hashlib.sha256(content).hexdigest().encode() for content in (files["model.json"], changed))
     return {"model.json": changed, "SHA256SUMS": files["SHA256SUMS"].replace(old, new)}
+
+
+def change_thresholds(files):
+    return {"model.json": files["model.json"].replace(b"0.3", b"0.9")}
 
 
 def change_facts(files):
@@ -265,15 +283,32 @@ def change_facts(files):
         (change_weights, "model.safetensors does not have its checksum in SHA256SUMS"),
         (change_labels, "model.json does not have its checksum in SHA256SUMS"),
         (change_labels_and_checksum, "hf://me/model model.json: invalid value of 'labels'"),
+        (change_thresholds, "model.json does not have its checksum in SHA256SUMS"),
         (change_facts, "does not have its checksum"),
         (lambda files: {"SHA256SUMS": b"\xff"}, "SHA256SUMS is damaged"),
+        (lambda files: {"SHA256SUMS": b""}, "config.json does not have its checksum"),
+        (lambda files: {"SHA256SUMS": None}, "a published model without SHA256SUMS: its files cannot be checked"),
+        (lambda files: {"metrics.json": None}, "metrics.json is missing, which SHA256SUMS lists"),
     ],
 )
-def test_a_tampered_download_is_refused_and_leaves_nothing(published, run, tmp_path, change, problem):
-    published.add_files(REPO, change(published.get_files(REPO)))
+def test_a_tampered_download_is_refused_in_each_way_of_loading_it(published, files, tmp_path, change, problem):
+    changed = files | change(files)
+    assert changed != files
+    published.repos[REPO]["commits"].append({name: data for name, data in changed.items() if data is not None})
+    (tmp_path / "cloned").mkdir()
+    for name, data in published.get_files(REPO).items():
+        (tmp_path / "cloned" / name).write_bytes(data)
     with pytest.raises(ModelError, match=problem):
         pull(REPO, tmp_path / "new" / "pulled")
     assert not (tmp_path / "new").exists()
+    of_a_folder = problem.removeprefix("hf://me/model model.json: ")
+    loaders = (load_model, load_scorer, load_learner_from_run, find_weights_file)
+    for load in loaders if "sha" in problem.lower() else loaders[:-1]:
+        with pytest.raises(ModelError, match=of_a_folder):
+            load(f"hf://{REPO}")
+    for load in loaders[:-1]:
+        with pytest.raises(ModelError, match=of_a_folder):
+            load(tmp_path / "cloned")
 
 
 def test_a_folder_of_another_downloader_works_like_that_of_pull(run, files, tmp_path):
@@ -284,6 +319,17 @@ def test_a_folder_of_another_downloader_works_like_that_of_pull(run, files, tmp_
         (tmp_path / name).write_bytes(content)
     np.testing.assert_array_equal(score(load_model(tmp_path)), score(load_model(run)))
     assert verify(tmp_path) == ([], len(FILES) - 1)
+    assert [text.partition(":")[0] for text in list_unverified(tmp_path)] == [
+        "a published model has no predictions.csv"
+    ]
+    (tmp_path / "README.md").write_text("of its owner")
+    load_model(tmp_path)
+    assert verify(tmp_path) == ([], len(FILES) - 2)
+    assert list_unverified(tmp_path)[1].startswith("README.md is not counted: it was edited after the push")
+    (tmp_path / "SHA256SUMS").unlink()
+    with pytest.raises(InputMissingError, match="SHA256SUMS is missing, without which the files of a published model"):
+        verify(tmp_path)
+    assert list_unverified(run) == []
 
 
 def test_a_changed_model_card_is_no_error(published, run, tmp_path, caplog):
@@ -380,6 +426,44 @@ def test_an_interrupted_upload_shows_nothing_and_is_continued(hub, run):
 
 
 @pytest.mark.usefixtures("staged_once")
+@pytest.mark.parametrize("remains", ["edited", "without checksum", "damaged checksums"])
+def test_a_model_card_that_its_owner_completed_is_kept(hub, run, tmp_path, caplog, remains):
+    push(run, REPO)
+    written = hub.get_files(REPO)["README.md"]
+    hub.add_files(REPO, {"README.md": written + b"Completed by its owner."})
+    if remains != "edited":
+        hub.repos[REPO]["commits"][-1]["SHA256SUMS"] = b"\xff" if remains.startswith("damaged") else b""
+    hub.repos[REPO]["commits"][-1]["metrics.json"] = b"{}"
+    kept = push(run, REPO)
+    files = hub.get_files(REPO)
+    assert files["README.md"] == written + b"Completed by its owner."
+    assert "README.md of me/model was edited on the hub and is kept" in caplog.text
+    assert "`replace_card=True` replaces it" in caplog.text
+    assert kept.has_kept_card and "README.md" not in kept.files
+    sums = dict(line.split()[::-1] for line in files["SHA256SUMS"].decode().splitlines())
+    assert sums == {name: hashlib.sha256(files[name]).hexdigest() for name in FILES - {"README.md", "SHA256SUMS"}}
+    assert verify(pull(REPO, tmp_path / "pulled").folder)[0] == []
+    assert push(run, REPO).is_unchanged  # the next push keeps it too
+    assert not push(run, REPO, replace_card=True).has_kept_card
+    assert hub.get_files(REPO)["README.md"] == written
+
+
+@pytest.mark.usefixtures("staged_once")
+def test_a_push_without_changes_makes_no_commit(hub, run):
+    hub.small_bytes = 20_000  # the weights are large files, with another checksum on the hub
+    assert not push(run, REPO).is_unchanged
+    again = push(run, REPO)
+    assert again.is_unchanged and not again.has_kept_card
+    assert again.commit == make_commit(REPO, 1)
+    assert len(hub.repos[REPO]["commits"]) == 2
+    hub.add_files(REPO, {"model.json": b"{}"})  # without a change of SHA256SUMS
+    assert not push(run, REPO).is_unchanged
+    hub.add_files(REPO, {"report.html": b"of an earlier push"})
+    assert not push(run, REPO).is_unchanged
+    assert set(hub.get_files(REPO)) == FILES
+
+
+@pytest.mark.usefixtures("staged_once")
 def test_a_commit_in_the_meantime_stops_the_push(hub, run, monkeypatch):
     hub.make_repo(REPO)
     create = publish.create_repository
@@ -451,8 +535,10 @@ def test_commands_that_need_the_run_refuse_a_published_model(published, run, tmp
     for use in uses:
         with pytest.raises(InputMissingError, match=r"a published model, which has no \w+\.csv. Pass the run folder"):
             use()
-    with pytest.raises(InputMissingError, match="Run `fastcxr pull me/model`, and pass the folder"):
+    with pytest.raises(InputMissingError, match="on the hub, which has no data of its training. Pass the run folder"):
         compare([f"hf://{REPO}", run], tmp_path / "out")
+    with pytest.raises(InputMissingError, match="hf://me/model: a model on the hub, expected a folder that holds run"):
+        describe_runs(Path(f"hf://{REPO}"))
     with pytest.raises(InputMissingError, match="no list of the images that it was trained on: got `data`"):
         load_learner_from_run(folder, tmp_path)
     assert [row["state"] for row in describe_runs(tmp_path)] == ["published"]
@@ -461,7 +547,7 @@ def test_commands_that_need_the_run_refuse_a_published_model(published, run, tmp
 
 
 @pytest.mark.usefixtures("known_texts")
-def test_critical_notices_are_published_and_shown_for_the_download(hub, run, tmp_path, monkeypatch):
+def test_critical_notices_are_published_and_shown_for_the_download(hub, run, tmp_path, monkeypatch, caplog):
     notice = Notice("critical", "Image-level split", "Patients may be in two splits.")
     monkeypatch.setattr(publish, "make_notices", lambda *_: [notice, Notice("warning", "Few images")])
     push(run, REPO)
@@ -471,6 +557,25 @@ def test_critical_notices_are_published_and_shown_for_the_download(hub, run, tmp
     pulled = pull(REPO, tmp_path / "pulled")
     assert pulled.notices == (notice,)
     assert read_run_notices(pulled.folder) == [asdict(notice)]
+    for weights in (f"hf://{REPO}", str(pulled.folder / "model.safetensors")):
+        caplog.clear()
+        entry = describe_initial_model(weights)
+        assert entry == {"initial_model": {"notices": [{"title": notice.title, "text": notice.text}]}}
+        unknown, critical = (record.message for record in caplog.records if record.levelname == "WARNING")
+        assert "does not contain the list of training images" in unknown
+        assert "has a critical notice: Image-level split. Patients may be in two splits." in critical
+    assert describe_initial_model(str(run / "model.safetensors")) == describe_initial_model("pretrained") == {}
+    model = read_json(run / "model.json")
+    texts = [{"level": "warning", "text": text} for text in (unknown, f"fold-1: {critical}", "Other.")]
+    record = replace(read_run_record(run), run=entry | {"messages": texts})
+    found = {made.title: made.text for made in make_notices(record, read_json(run / "metrics.json"))}
+    assert found["Overlap with the training images of the initial weights: unknown"] == unknown
+    title = "The published model of the initial weights has a critical notice: Image-level split"
+    assert found[title] == notice.text
+    assert found["Logged warning"] == "Other."
+    own_code = replace(record, run={}, model=model | {"backbone": model["backbone"] | {"weights": f"hf://{REPO}"}})
+    assert f"(hf://{REPO}) does not contain" in next(find_unknown_weights_overlap(own_code, {}))[0]
+    assert make_shared_record(record).run["initial_model"] == entry["initial_model"]
 
 
 @pytest.mark.parametrize(
@@ -491,6 +596,12 @@ def test_control_characters_of_a_notice_do_not_reach_the_terminal(tmp_path):
     content = {"format": 1, "notices": [notice], "public_datasets": []}
     (tmp_path / "published.json").write_text(json.dumps(content))
     assert read_published_facts(tmp_path).notices == (Notice("critical", "a\ufffd[2Jb", "c"),)
+
+
+def test_an_unknown_level_of_a_notice_counts_as_critical(tmp_path):
+    notices = [{"level": level, "title": level, "text": ""} for level in ("crit", "Critical", "note", "warning")]
+    (tmp_path / "published.json").write_text(json.dumps({"format": 1, "notices": notices, "public_datasets": []}))
+    assert [notice["title"] for notice in read_run_notices(tmp_path)] == ["crit", "Critical"]
 
 
 def test_weights_of_a_published_model_start_a_training(published, run, tmp_path):
@@ -531,8 +642,9 @@ def test_a_link_out_of_a_folder_is_refused_outside_the_cache_of_the_hub(publishe
     load_model(f"hf://{REPO}")
     snapshot = next((tmp_path / "hub").glob("models--*/snapshots/*"))
     assert (snapshot / "model.json").is_symlink()
+    shutil.copyfile(snapshot / "model.json", tmp_path / "model.json")  # with the same checksum
     (snapshot / "model.json").unlink()
-    (snapshot / "model.json").symlink_to(run / "model.json")
+    (snapshot / "model.json").symlink_to(tmp_path / "model.json")
     with pytest.raises(FastcxrError, match="a link to a file outside the run folder"):
         load_model(snapshot)
 
@@ -545,3 +657,11 @@ def test_the_published_facts_are_those_of_the_run(hub, run):
     assert facts["timm"] == "classifier"
     assert json.loads(files["metrics.json"]) == read_json(run / "metrics.json")
     assert json.loads(files["model.json"])["calibration"] == read_json(run / "model.json")["calibration"]
+
+
+def test_the_client_of_the_hub_sends_no_telemetry():
+    script = "import fastcxr; from huggingface_hub.utils import build_hf_headers as make; print(make()['user-agent'])"
+    environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    sent = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert "hf_hub/" in sent.stdout and "torch/" not in sent.stdout  # with it, a list of programs would be requested
