@@ -76,7 +76,7 @@ def test_the_folder_has_the_table_and_the_run_of_the_best_trial(tuned):
     saved = pd.read_csv(folder / "tuning.csv")
     assert saved["objective"].tolist() == pytest.approx(table["objective"].tolist())
     assert {path.name for path in folder.iterdir()} == {
-        "best", "manifest.csv", "run.json", "study.jsonl", "tuning.csv", "tuning.json",
+        "SHA256SUMS", "best", "manifest.csv", "run.json", "study.jsonl", "tuning.csv", "tuning.json",
     }  # fmt: skip
     assert (folder / "best" / "report.html").is_file()
 
@@ -121,7 +121,7 @@ def test_report_model_card_and_checklist_state_the_trials_and_that_validation_is
     page, card, checklist = ((best / name).read_text() for name in ("report.html", "MODEL_CARD.md", "CLAIM.md"))
     for text in (page, card):
         assert "The options were selected by 3 trials" in text
-        assert "3 complete, 0 ended early, 0 failed" in text and "macro AUROC of the validation images" in text
+        assert "3 complete, 0 pruned, 0 failed" in text and "macro AUROC of the validation images" in text
         assert "The validation metrics are optimistic" in text
         assert "hflip_tta (True, False)" in text
     assert "3 settings of loss, label_smoothing, focal_gamma, class_weights and hflip_tta were tried" in checklist
@@ -239,8 +239,8 @@ def test_memory_that_is_too_small_fails_one_trial_and_other_errors_end_the_tunin
         raise error from (RuntimeError("CUDA out of memory") if isinstance(error, DeviceError) else None)
 
     monkeypatch.setattr("fastcxr.workflows.tuning_trial.make_learner", fail)
-    table = run_tuning(data, tmp_path / "out", 1, winner=False)
-    assert (table["state"].iloc[0], table["reason"].iloc[0]) == ("failed", "out of memory")
+    with pytest.raises(TrainingError, match="none of 1 trial is complete: out of memory"):
+        run_tuning(data, tmp_path / "out", 1, winner=False)
     error = DeviceError("the GPU was lost", "Start again")
     monkeypatch.setattr("fastcxr.workflows.tuning_trial.make_learner", lambda *arguments: raise_it(error))
     with pytest.raises(DeviceError, match="the GPU was lost"):
