@@ -27,7 +27,7 @@ def format_default(value: Any) -> str | None:
 
 app = App(
     name="fastcxr",
-    default_parameter=Parameter(negative_iterable=(), show_default=format_default, consume_multiple=True),
+    default_parameter=Parameter(negative_iterable=(), show_default=format_default, consume_multiple=1),
     version=f"fastcxr {VERSION}",
     help="Train, evaluate and compare classifiers of chest X-rays. For research, not for diagnosis.",
     suppress_keyboard_interrupt=False,
