@@ -27,7 +27,7 @@ def format_default(value: Any) -> str | None:
 
 app = App(
     name="fastcxr",
-    default_parameter=Parameter(negative_iterable=(), show_default=format_default, consume_multiple=True),
+    default_parameter=Parameter(negative_iterable=(), show_default=format_default, consume_multiple=1),
     version=f"fastcxr {VERSION}",
     help="Train, evaluate and compare classifiers of chest X-rays. For research, not for diagnosis.",
     suppress_keyboard_interrupt=False,
@@ -59,6 +59,7 @@ def make_options_class(
     defaults: Recipe | Augmentation | None = None,
     common_panel: bool = False,
     unset: Collection[str] = (),
+    hidden: Collection[str] = (),
 ) -> type:
     """Return a dataclass of some options of a recipe or an augmentation, for one command.
 
@@ -68,6 +69,7 @@ def make_options_class(
         defaults: recipe or augmentation with the default values; default: Recipe().
         common_panel: whether `--help` shows the common options in a separate panel, before the groups.
         unset: names of options that are None unless they are given.
+        hidden: names of options that `--help` does not show: the command refuses them with the reason.
     """
     default_values = defaults or Recipe()
     hints = get_type_hints(type(default_values))
@@ -75,7 +77,12 @@ def make_options_class(
     field_specs = [
         (
             part,
-            _make_option_type(items[part], hints[part] | None if part in unset else hints[part], common_panel),
+            _make_option_type(
+                items[part],
+                hints[part] | None if part in unset else hints[part],
+                common_panel=common_panel,
+                is_shown=part not in hidden,
+            ),
             field(
                 default=None if part in unset else getattr(default_values, part),
                 metadata=items[part].metadata,
@@ -89,7 +96,7 @@ def make_options_class(
     return options_class
 
 
-def _make_option_type(item: Field, hint: Any, common_panel: bool) -> Any:
+def _make_option_type(item: Field, hint: Any, *, common_panel: bool, is_shown: bool) -> Any:
     """Return the type of an option on the command line, where a strategy is a name and never a list of stages."""
     metadata = item.metadata
     if metadata["group"] is None:
@@ -100,7 +107,7 @@ def _make_option_type(item: Field, hint: Any, common_panel: bool) -> Any:
     if item.name in ("data", "split_file"):  # of a union with str an option would take one value only
         hint = tuple[str, ...] | None
     alias = metadata["alias"]
-    return Annotated[hint, Parameter(group=panel, alias=alias and f"--{alias}")]
+    return Annotated[hint, Parameter(group=panel, alias=alias and f"--{alias}", show=is_shown)]
 
 
 class _AnyValue:

@@ -324,7 +324,7 @@ def make_override_app(recipe: Recipe, name: str = "variant") -> App:
     augmentation_options = make_options_class(
         "AugmentationOptions", *(item.name for item in fields(Augmentation)), defaults=recipe.augment
     )
-    default_parameter = Parameter(show_default=format_default, consume_multiple=True)
+    default_parameter = Parameter(show_default=format_default, consume_multiple=1)
     app = App(name=name, help_flags=[], version_flags=[], default_parameter=default_parameter)
 
     @app.default

@@ -31,10 +31,10 @@ def track(folder: Path, *, to: Annotated[tuple[TrackerName, ...], Parameter(name
     to
         trackers: tensorboard, mlflow, wandb; default: those of the run
     """
-    from fastcxr.tracking.session import track_finished_run
+    from fastcxr.tracking.session import find_complete_trackers, find_tracker_names, track_finished_run
 
-    complete = track_finished_run(folder, to, lambda line: print_plain(console, line))
-    for name in complete:
+    for name in track_finished_run(folder, to, lambda line: print_plain(console, line)):
         print_line(f"{name} has this run completely")
+    complete = find_complete_trackers(folder, find_tracker_names(folder, to))
     print_result(folder / TRACKING_FILE, {"folder": folder, "complete": complete})
     return 0

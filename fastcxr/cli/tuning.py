@@ -34,6 +34,7 @@ from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.config.tasks import SEARCHED_OPTIONS
 from fastcxr.io.run_folders import TUNING_TABLE_FILE
 from fastcxr.progress.terminal import TerminalProgress
+from fastcxr.tracking.base import TrackerName
 from fastcxr.training.interrupt import Interrupted, handle_signals
 
 if TYPE_CHECKING:
@@ -41,7 +42,13 @@ if TYPE_CHECKING:
 
     TuneOptions = Recipe
 else:
-    TuneOptions = make_options_class("TuneOptions", *TRAIN_FIELDS, common_panel=True, unset=SEARCHED_OPTIONS)
+    TuneOptions = make_options_class(
+        "TuneOptions",
+        *TRAIN_FIELDS,
+        common_panel=True,
+        unset=SEARCHED_OPTIONS,
+        hidden=("folds", "fold", "leave_one_source_out"),
+    )
 
 
 @app.command(group=TRAINING, usage="Usage: fastcxr tune [BACKBONE] [OPTIONS]")
@@ -52,7 +59,8 @@ def tune(
     search: Annotated[tuple[str, ...], Parameter(group=COMMON_PANEL)] = (),
     winner: Annotated[bool, Parameter(group=COMMON_PANEL)] = True,
     out: Annotated[Path | None, Parameter(group=COMMON_PANEL)] = None,
-    workers: WorkerOptions = IN_THIS_PROCESS,
+    track: Annotated[tuple[TrackerName, ...], Parameter(group=COMMON_PANEL)] = (),
+    workers: Annotated[WorkerOptions, Parameter(name="*", show=False)] = IN_THIS_PROCESS,
 ) -> int:
     """Search learning rate, augmentation, image size, loss and other options on the validation images.
 
@@ -75,6 +83,8 @@ def tune(
         training and test of the best trial; --no-winner: trials only, so that more can follow
     out
         folder to create, or that of the same tuning; default: runs/tune-DATA-BACKBONE-NUMBER
+    track
+        trackers that show the run of the best trial: tensorboard, mlflow, wandb; the trials are not tracked
     """
     reject_torchrun("tuning")
     workers.reject("each trial depends on the results of the trials before it", "Leave the option out")
@@ -93,10 +103,11 @@ def tune(
     folder = out or find_tuning(list_numbered_run_dirs(name), recipe, **settings) or find_next_run_dir(name)
     if given:
         print_line(f"fixed: {', '.join(given)}")
-    command, progress = get_command(), TerminalProgress(console)
+    command = get_command()
+    choices: dict[str, Any] = {"progress": TerminalProgress(console), "command": command, "track": track}
     try:
         with handle_signals(lambda line: show_signal(True, line), command):
-            table = run_tuning(recipe, folder, trials, **settings, winner=winner, progress=progress, command=command)
+            table = run_tuning(recipe, folder, trials, **settings, winner=winner, **choices)
     except Interrupted as interrupted:
         is_kept = (folder / TUNING_TABLE_FILE).is_file()
         fix = f"{'Finished trials are kept' if is_kept else 'No trial is finished yet'}. Resume with: {command}"

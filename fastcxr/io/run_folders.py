@@ -1,5 +1,6 @@
 """Find run folders, and the errors for a path that is not the folder of a finished run."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ MAX_SUGGESTED_RUNS = 3
 MODEL_CARD_FILE = "MODEL_CARD.md"  # of a run and of an export
 EXPORT_JSON_FILE = "export.json"  # of an exported model, which is not a run
 TUNING_FILE, TUNING_TABLE_FILE = "tuning.json", "tuning.csv"  # of a tuning, which is not a run
+PART_DIR_NAME = re.compile(r"(fold|source)-\d+")  # of the folds and held-out sources in the folder of the whole run
+TUNING_BEST_DIR = "best"  # of a tuning: the run of its best trial
 EXPORT_FIX = (
     "Pass the run folder that was exported. An export is used by `fastcxr predict`, `fastcxr evaluate`, "
     "`fastcxr serve` and load_export"
@@ -46,6 +49,23 @@ def list_tunings(parent: Path = RUNS_DIR) -> Iterator[Path]:
     yield from (path.parent for path in [*parent.glob(f"*/{TUNING_FILE}"), *parent.glob(f"*/*/{TUNING_FILE}")])
 
 
+def is_part(folder: Path) -> bool:
+    """Return whether the folder is that of a fold or held-out source inside the folder of the whole run."""
+    return bool(PART_DIR_NAME.fullmatch(folder.name)) and (folder.parent / "recipe.json").is_file()
+
+
+def is_best_of_tuning(folder: Path) -> bool:
+    """Return whether the folder is that of the best trial of a tuning."""
+    return folder.name == TUNING_BEST_DIR and (folder.parent / TUNING_FILE).is_file()
+
+
+def name_run(folder: Path) -> str:
+    """Return the name of the folder; of a fold, a held-out source or the best trial of a tuning as PARENT/NAME."""
+    folder = folder.resolve()
+    has_parent = is_part(folder) or is_best_of_tuning(folder)
+    return f"{folder.parent.name}/{folder.name}" if has_parent else folder.name
+
+
 def find_model_card(folder: Path) -> Path | None:
     """Return the model card of a run or an export, of a published model its README.md, or None."""
     names = (MODEL_CARD_FILE, "README.md") if is_published(folder) else (MODEL_CARD_FILE,)
@@ -73,6 +93,11 @@ def require_run_file(
         raise InputMissingError(f"an exported model, which has no {name}", EXPORT_FIX, path=folder, code="E304")
     if is_published(folder):
         raise InputMissingError(f"a published model, which has no {name}", PUBLISHED_FIX, path=folder, code="E304")
+    if (folder / TUNING_FILE).is_file():
+        best = folder / TUNING_BEST_DIR
+        fix = f"Pass the run of its best trial, {best}" if (best / "recipe.json").is_file() else ""
+        fix = fix or "Its best trial is not trained yet: repeat its command `fastcxr tune`"
+        raise InputMissingError(f"a tuning, which has no {name}", fix, path=folder, code="E304")
     reject_unfinished(folder / name)
     if folder.is_dir():
         is_run = (folder / "recipe.json").is_file()

@@ -33,8 +33,9 @@ def plot_trials(table: pd.DataFrame, metric: str, *, is_maximized: bool) -> Figu
             textcoords="offset points", color=TEXT_COLOR, fontsize=8.5,
         )  # fmt: skip
     axes.set_xlim(0.5, len(table) + 0.12 * len(table) + 1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.supxlabel("filled: complete; hollow: ended early; line: best so far", fontsize=9.5, color=MUTED_COLOR)
+    ticks = MaxNLocator(integer=True).tick_values(1, len(table))
+    axes.set_xticks([tick for tick in ticks if 1 <= tick <= len(table)])
+    figure.supxlabel("filled: complete; hollow: pruned; line: best so far", fontsize=9.5, color=MUTED_COLOR)
     return figure
 
 

@@ -1,5 +1,6 @@
 """How trials selected the options of a run: the notice of the report and the sentences of the checklist."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastcxr.io.formatting import join_names, pluralize
@@ -7,7 +8,7 @@ from fastcxr.report.data_notices import Found, Metrics
 from fastcxr.report.run_reader import RunRecord
 
 TUNING_KEY = "tuning"  # of run.json
-STATES = {"complete": "complete", "pruned": "ended early", "failed": "failed"}
+STATES = ("complete", "pruned", "failed")
 OPTIMISM = "The validation metrics are optimistic, because they selected the options."
 
 
@@ -26,17 +27,26 @@ def read_selection(record: RunRecord) -> dict[str, Any]:
 
 def describe_selection(tuning: dict[str, Any]) -> list[str]:
     """Return the sentences of the report about the trials."""
-    counts = [f"{tuning.get(state, 0)} {text}" for state, text in STATES.items()]
+    counts = ", ".join(f"{tuning.get(state, 0)} {state}" for state in STATES)
+    n_repeated, outside = tuning.get("repeated"), tuning.get("outside")
+    repeated = f"; of these, {n_repeated} repeated the options of an earlier trial" if n_repeated else ""
     searched = join_names([f"{name} ({values})" for name, values in _get_search(tuning).items()])
     value = tuning.get("value")
     result = f"{tuning.get('metric')} of the validation images" + (f", {value:.4g}" if isinstance(value, float) else "")
     return [
-        f"Trials: {', '.join(counts)}.",
+        f"Trials: {counts}{repeated}.",
+        *([f"{describe_outside(outside)}."] if isinstance(outside, dict) and outside else []),
         f"Options searched: {searched}.",
         f"Trial {tuning.get('trial')} has the best {result}.",
         OPTIMISM,
         "No trial used the test images: only this run is tested on them.",
     ]
+
+
+def describe_outside(options: Mapping[str, Any]) -> str:
+    """Return that no trial is the recipe itself. `options`: its values that were not searched, one or more."""
+    values = join_names([f"{name} {value}" for name, value in options.items()])
+    return f"The recipe has {values}, outside of the searched values: no trial is the recipe itself"
 
 
 def describe_other_settings(record: RunRecord) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from fastcxr.errors import TrackingError
 from fastcxr.tracking.base import STEP, Results, RunDescription, Saved, Status, Tracker, show_path, split_into_batches
+from fastcxr.tracking.mlflow_uri import EXAMPLES, find_uri_fault, hide_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,10 +40,18 @@ class MLflow(Tracker):
     """A run with the recipe as parameters, the epochs and final metrics, and the report as an artifact."""
 
     name, title, module = "mlflow", "MLflow", "mlflow"
-    fix = "Check MLFLOW_TRACKING_URI, or leave out `track='mlflow'`"
+
+    def __init__(self, folder: Path, store_dir: Path, saved: Saved):
+        super().__init__(folder, store_dir, saved)
+        uri = self._get_given_uri()
+        self.fix = (f"MLFLOW_TRACKING_URI is {hide_credentials(uri)}. " if uri else "") + (
+            f"Set MLFLOW_TRACKING_URI, such as {EXAMPLES}, or leave out `track='mlflow'`"
+        )
 
     def check(self) -> None:
         """Connect to the server or database; a database that does not exist yet is not created."""
+        if (uri := self._get_given_uri()) and (fault := find_uri_fault(uri)):
+            raise TrackingError(f"MLflow cannot be used ({fault})", self.fix, code="E731")
         if not self._get_given_uri() and not self._get_database().exists():
             if not os.access(self.store_dir, os.W_OK):
                 fix = "Choose another `folder`, or set MLFLOW_TRACKING_URI"

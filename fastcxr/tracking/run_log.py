@@ -11,29 +11,30 @@ import pandas as pd
 
 from fastcxr.io.files import read_json
 from fastcxr.io.formats import FORMAT_KEY
+from fastcxr.io.formatting import format_interval, format_percent, format_score
 from fastcxr.io.formulas import unescape_formulas
+from fastcxr.io.run_folders import PART_DIR_NAME, is_best_of_tuning, is_part, name_run
 from fastcxr.report.shared_files import make_shared_metrics, make_shared_recipe
 from fastcxr.tracking.base import RunDescription
 from fastcxr.version import VERSION
 
-FOLD_DIR_NAME = re.compile(r"(fold|source)-\d+")
 RUNS_DIR_NAME = "runs"
 # parts of a split in metrics.json that are sent; the others name sources and subgroups, or have no single number
 SELECTION_SPLITS = ("train", "valid")  # sent only if there is no other split
 METRIC_GROUPS = ("auroc", "average_precision", "per_class", "calibration")
 NOT_IN_NAMES = re.compile(r"[^\w.\- ]")  # characters of a class name that a tracker rejects
 NOT_VALUES = ("epoch", "stage", "best")  # columns of history.csv
+PERCENT_METRICS = (
+    "accuracy", "balanced_accuracy", "top2_accuracy", "precision", "recall", "sensitivity", "specificity", "ppv", "npv",
+)  # fmt: skip
+COUNT = re.compile(r"(/n_\w+|\.support|^best_epoch)$")
+ONE_STAGE = ("linear_probe", "full")  # strategies
 DEFAULT_PROJECT = "fastcxr"
-
-
-def is_part(folder: Path) -> bool:
-    """Return whether the folder is that of a fold or held-out source inside the folder of the whole run."""
-    return bool(FOLD_DIR_NAME.fullmatch(folder.name)) and (folder.parent / "recipe.json").is_file()
 
 
 def list_parts(folder: Path) -> list[Path]:
     """Return the folders of the folds or held-out sources of a run."""
-    return sorted(path for path in folder.glob("*-*") if path.is_dir() and FOLD_DIR_NAME.fullmatch(path.name))
+    return sorted(path for path in folder.glob("*-*") if path.is_dir() and PART_DIR_NAME.fullmatch(path.name))
 
 
 def find_whole_run(folder: Path) -> Path:
@@ -45,6 +46,8 @@ def find_whole_run(folder: Path) -> Path:
 def find_store_dir(folder: Path) -> Path:
     """Return where local files of trackers are: beside runs/, otherwise beside the run folder."""
     whole_run = find_whole_run(folder)
+    if is_best_of_tuning(whole_run):
+        whole_run = whole_run.parent
     runs_dir = next((parent for parent in whole_run.parents if parent.name == RUNS_DIR_NAME), whole_run)
     return runs_dir.parent
 
@@ -61,7 +64,7 @@ def read_description(folder: Path) -> RunDescription:
     data = recipe.get("data")
     names = [data] if isinstance(data, str) else list(data or ())
     return RunDescription(
-        name=f"{whole} {resolved.name}" if kind == "fold" else whole,
+        name=name_run(folder),
         project=clean_name("+".join(names)) or DEFAULT_PROJECT,
         group=None if kind == "run" else whole,
         parameters=dict(flatten_options(recipe)),
@@ -79,7 +82,7 @@ def flatten_options(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tup
 
 
 def read_epochs(folder: Path) -> list[dict[str, float]]:
-    """Return the numbers of each row of history.csv, without NaN, and `stage` as a number from 1.
+    """Return the numbers of each row of history.csv, without NaN, and `stage` as a number from 1 if there are several.
 
     `elapsed` is the time in seconds to the end of the epoch.
     """
@@ -89,7 +92,9 @@ def read_epochs(folder: Path) -> list[dict[str, float]]:
     table = unescape_formulas(pd.read_csv(path))
     stages = {name: number for number, name in enumerate(dict.fromkeys(table["stage"]), 1)}
     numbers = table.drop(columns=[name for name in NOT_VALUES if name in table])
-    numbers = numbers.assign(stage=table["stage"].map(stages), elapsed=table["seconds"].cumsum())
+    numbers = numbers.assign(elapsed=table["seconds"].cumsum())
+    if _read_strategy(folder) not in ONE_STAGE:
+        numbers = numbers.assign(stage=table["stage"].map(stages))
     return [
         {str(name): float(value) for name, value in row.items() if not math.isnan(value)}
         for row in numbers.to_dict("records")
@@ -131,10 +136,31 @@ def read_final_metrics(folder: Path) -> dict[str, float]:
             for suffix, number in {"": value, **low_high}.items():
                 if _is_number(number):
                     _add_value(found, f"{split}/{clean_name(name)}" + (suffix and f".{suffix}"), number)
-    if (folder / "model.json").is_file():
+    if (folder / "model.json").is_file() and _read_strategy(folder) != "linear_probe":  # whose head has no epochs
         best_epoch = read_json(folder / "model.json").get("choices", {}).get("best_epoch")
         found |= {"best_epoch": float(best_epoch)} if _is_number(best_epoch) else {}
     return found
+
+
+def _read_strategy(folder: Path) -> Any:
+    path = folder / "recipe.json"
+    return read_json(path).get("strategy") if path.is_file() else None
+
+
+def format_metrics(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Return final metrics as text with their intervals, such as `73.2 % (56.3–85.3)` or `0.931 (0.905–0.975)`."""
+    texts = {}
+    for name, value in metrics.items():
+        stem, _, end = name.rpartition(".")
+        if end in ("low", "high") and stem in metrics:
+            continue
+        is_percent = name.rpartition("/")[2].rpartition(".")[2] in PERCENT_METRICS
+        formatter = format_percent if is_percent else format_score
+        texts[name] = f"{value:.0f}" if COUNT.search(name) else formatter(value)
+        if f"{name}.low" in metrics and f"{name}.high" in metrics:
+            bounds = {"intervals": {"of": {name: [metrics[f"{name}.low"], metrics[f"{name}.high"]]}}}
+            texts[name] += f" ({format_interval(bounds, name, formatter).removesuffix(' %')})"
+    return texts
 
 
 def clean_name(name: str) -> str:

@@ -20,12 +20,11 @@ from fastcxr.io.formatting import join_names
 from fastcxr.io.lock import directory_lock
 from fastcxr.io.optional_outputs import describe_error, skip_on_error
 from fastcxr.io.packages import require_packages
-from fastcxr.io.run_folders import require_run_file
+from fastcxr.io.run_folders import is_part, require_run_file
 from fastcxr.tracking.base import STEP, TENSORBOARD_DIR, TRACKING_FILE, Results, Saved, Status, Tracker
 from fastcxr.tracking.mlflow import MLflow
 from fastcxr.tracking.run_log import (
     find_store_dir,
-    is_part,
     list_parts,
     read_description,
     read_epochs,
@@ -159,7 +158,7 @@ class Tracking:
             with self._drop_on_error(tracker):
                 for step, (row, rate) in enumerate(zip(rows, read_learning_rates(self.folder), strict=False), 1):
                     if rate is not None:
-                        tracker.send_values({f"{EPOCHS}/learning_rate": rate}, step, row["elapsed"])
+                        tracker.send_values({f"{EPOCHS}/peak_learning_rate": rate}, step, row["elapsed"])
                 tracker.send_results(results)
                 tracker.add_parts(part[tracker.name] for part in parts if tracker.name in part)
                 tracker.end("finished")
@@ -252,6 +251,12 @@ def _explain_errors(tracker: Tracker) -> Iterator[None]:
         raise TrackingError(problem, tracker.fix, code="E731") from error
 
 
+def find_complete_trackers(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return those of the trackers that have the run and its folds completely."""
+    saved = [read_saved_trackers(run) for run in (*list_parts(folder), folder)]
+    return [name for name in names if all(one.get(name, {}).get(COMPLETE_KEY) for one in saved)]
+
+
 def track_finished_run(folder: str | Path, names: Sequence[str], show: Callable[[str], None]) -> list[str]:
     """Send a finished run, or what is missing of it, to trackers; return the names of those that had it completely.
 
@@ -270,7 +275,7 @@ def track_finished_run(folder: str | Path, names: Sequence[str], show: Callable[
     if not names:
         raise RecipeError("the run has no tracker", "Pass one, such as `to='mlflow'`")
     runs = [*list_parts(folder), folder]
-    complete = [name for name in names if all(read_saved_trackers(run).get(name, {}).get(COMPLETE_KEY) for run in runs)]
+    complete = find_complete_trackers(folder, names)
     for run in runs:
         saved = read_saved_trackers(run)
         tracking = Tracking(run)

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, BinaryIO
 
 from fastcxr.tracking.base import STEP, TENSORBOARD_DIR, Results, RunDescription, Status, Tracker, show_path
-from fastcxr.tracking.run_log import find_whole_run
+from fastcxr.tracking.run_log import find_whole_run, format_metrics
 
 EVENT_FILE = "events.out.tfevents.{:010d}.fastcxr"  # TensorBoard finds the part tfevents
 FILE_VERSION = "brain.Event:2"  # first record of an event file
@@ -21,11 +21,12 @@ MESSAGE_MODULES = (
     "tensorboard.compat.proto.tensor_pb2", "tensorboard.plugins.hparams.api_pb2",
     "tensorboard.plugins.hparams.plugin_data_pb2",
 )  # fmt: skip
+HEADLINE_METRICS = ("/accuracy", "/auroc.macro")  # scalars, by which the page HPARAMS compares runs
 REPORT_TEXT = "The report with confidence intervals and figures is `report.html` in the run folder."
 
 
 class TensorBoard(Tracker):
-    """Scalars of epochs and final metrics, the recipe for the page HPARAMS, and a table of the final metrics."""
+    """Scalars of epochs, the recipe and two final metrics for the page HPARAMS, and a table of all final metrics."""
 
     name, title, module, has_files = "tensorboard", "TensorBoard", "tensorboard", False
     fix = "Check that the run folder can be written"
@@ -60,12 +61,13 @@ class TensorBoard(Tracker):
         self._write_summary(scalars, step=step, wall_time=self.started + seconds)
 
     def send_results(self, results: Results) -> None:
-        """Write the final metrics as scalars and as a table."""
+        """Write the final metrics as a table, and those of the page HPARAMS as scalars."""
         from tensorboard.plugins.text.metadata import create_summary_metadata
 
-        self.send_values(results.metrics, results.step, results.seconds)
-        rows = [f"| {name} | {value:.6g} |" for name, value in results.metrics.items()]
-        text = "\n".join([REPORT_TEXT, "", "| metric | value |", "|---|---|", *rows])
+        headline = {name: value for name, value in results.metrics.items() if name.endswith(HEADLINE_METRICS)}
+        self.send_values(headline, results.step, results.seconds)
+        rows = [f"| {name} | {text} |" for name, text in format_metrics(results.metrics).items()]
+        text = "\n".join([REPORT_TEXT, "", "| metric | value (95 % interval) |", "|---|---|", *rows])
         value = self.summaries.Summary.Value(
             tag="final metrics",
             tensor=self.tensors.TensorProto(dtype="DT_STRING", string_val=[text.encode()]),

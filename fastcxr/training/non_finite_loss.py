@@ -15,6 +15,7 @@ from fastcxr.training.loaders import ImageLoader
 
 log = logging.getLogger("fastcxr")
 READ_INTERVAL_STEPS = 50
+BATCH_WARNING = "images of the batch with a NaN or infinite loss: %s"
 
 
 class StopOnNonFiniteLoss(Callback):
@@ -62,7 +63,7 @@ class StopOnNonFiniteLoss(Callback):
         for batch_number, loss in enumerate(losses, start=self.n_read_losses):
             if not math.isfinite(loss):
                 paths = ", ".join(self.list_batch_paths(batch_number))
-                log.warning("images of the batch with a NaN or infinite loss: %s", paths)
+                log.warning(BATCH_WARNING, paths)
                 raise TrainingError(
                     f"the training loss is {loss} in epoch {self.epoch + 1}, before the weight update",
                     "Lower `learning_rate`, or check the images of that batch (listed in run.json)",

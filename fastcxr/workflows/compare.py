@@ -11,7 +11,7 @@ from fastcxr.errors import DataError, InputMissingError, make_type_error
 from fastcxr.io.files import atomic_write, read_json
 from fastcxr.io.formats import reject_other_format
 from fastcxr.io.formatting import join_names
-from fastcxr.io.run_folders import require_run_file
+from fastcxr.io.run_folders import name_run, require_run_file
 from fastcxr.metrics.comparison import LABELS_DIFFER_CODE, Comparison, compare_models
 from fastcxr.metrics.predictions import PREDICTIONS_FILE, read_predictions
 from fastcxr.report import figures
@@ -92,10 +92,14 @@ def _read_label_policies(run_dir: Path) -> dict[str, str]:
 
 
 def _make_unique_names(run_dirs: Sequence[Path]) -> list[str]:
-    """Return the last parts of each path, as few as make all names different."""
+    """Return the last parts of each path, as few as make all names different.
+
+    A fold and the best trial of a tuning have at least two.
+    """
     parts = [run_dir.resolve().parts for run_dir in run_dirs]
+    n_parts = [name_run(run_dir).count("/") + 1 for run_dir in run_dirs]
     for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(run_parts[-depth:]) for run_parts in parts]
+        names = ["/".join(run_parts[-max(depth, n) :]) for run_parts, n in zip(parts, n_parts, strict=True)]
         if len(set(names)) == len(names):
             break
     return names

@@ -28,7 +28,7 @@ HEADLINE_SPLITS = (OUT_OF_FOLD, "test", "valid", INTERNAL_TEST)  # the first tha
 
 
 def describe_runs(parent: str | Path) -> list[dict[str, Any]]:
-    """Return a row for each run, tuning and export in `parent`, the newest first.
+    """Return a row for each run, tuning and export in `parent`, and for `parent` itself, the newest first.
 
     Columns: run (path in `parent`), folder, state, target of an export, split of the metrics, accuracy, auroc (macro)
     and date (start of the run or of its last resumption, or the time of the export, ISO, local time). A value that the
@@ -44,18 +44,27 @@ def describe_runs(parent: str | Path) -> list[dict[str, Any]]:
     parent = Path(parent)
     if not parent.is_dir():
         raise InputMissingError("no such folder", "Pass the folder that holds run folders", path=parent)
-    rows = [_describe_run(folder, parent) for folder in list_runs(parent)]
-    rows += [_describe_tuning(folder, parent) for folder in list_tunings(parent)]
-    rows += [_describe_export(folder, parent) for folder in list_exports(parent)]
+    rows = []
+    for file, list_folders, describe in (
+        ("recipe.json", list_runs, _describe_run),
+        (TUNING_FILE, list_tunings, _describe_tuning),
+        (EXPORT_JSON_FILE, list_exports, _describe_export),
+    ):
+        own = [parent] if (parent / file).is_file() else []
+        rows += [describe(folder, _name_in(folder, parent)) for folder in [*own, *list_folders(parent)]]
     return sorted(rows, key=lambda row: row["date"], reverse=True)
 
 
-def _describe_run(folder: Path, parent: Path) -> dict[str, Any]:
+def _name_in(folder: Path, parent: Path) -> str:
+    return parent.resolve().name if folder == parent else folder.relative_to(parent).as_posix()
+
+
+def _describe_run(folder: Path, name: str) -> dict[str, Any]:
     state, metrics = _find_state(folder), _read_object(folder / "metrics.json")
     split = next((name for name in HEADLINE_SPLITS if name in metrics), "")
     auroc = metrics.get(split, {}).get("auroc")
     return {
-        "run": folder.relative_to(parent).as_posix(),
+        "run": name,
         "folder": folder,
         "state": state,
         "target": None,
@@ -66,11 +75,11 @@ def _describe_run(folder: Path, parent: Path) -> dict[str, Any]:
     }
 
 
-def _describe_export(folder: Path, parent: Path) -> dict[str, Any]:
+def _describe_export(folder: Path, name: str) -> dict[str, Any]:
     path = folder / EXPORT_JSON_FILE
     content = _read_object(path)
     return {
-        "run": folder.relative_to(parent).as_posix(),
+        "run": name,
         "folder": folder,
         "state": "export" if is_format(content.get(FORMAT_KEY), EXPORT_FORMAT) else "other version",
         "target": target if (target := content.get("target")) in TARGETS else None,
@@ -81,11 +90,11 @@ def _describe_export(folder: Path, parent: Path) -> dict[str, Any]:
     }
 
 
-def _describe_tuning(folder: Path, parent: Path) -> dict[str, Any]:
+def _describe_tuning(folder: Path, name: str) -> dict[str, Any]:
     tuning, objectives = _read_object(folder / TUNING_FILE), _read_objectives(folder / TUNING_TABLE_FILE)
     has_auroc = tuning.get("metric") == "auroc" and objectives.notna().any()
     return {
-        "run": folder.relative_to(parent).as_posix(),
+        "run": name,
         "folder": folder,
         "state": f"tuning, {pluralize(len(objectives), 'trial')}",
         "target": None,

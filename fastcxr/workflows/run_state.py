@@ -11,13 +11,13 @@ from fastcxr.config.recipe_paths import redact_paths
 from fastcxr.data.findings import encode_labels, list_findings
 from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.data.splits import INTERNAL_TEST
-from fastcxr.errors import DataError, FastcxrError, OutputError
+from fastcxr.errors import DataError, FastcxrError, InputMissingError, OutputError
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.formats import is_unfinished, reject_other_format
 from fastcxr.io.formulas import unescape_formulas
 from fastcxr.io.hub_names import is_published
 from fastcxr.io.lock import is_locked, reject_locked
-from fastcxr.io.run_folders import require_run_file
+from fastcxr.io.run_folders import TUNING_FILE, require_run_file
 from fastcxr.io.tables import read_table
 from fastcxr.progress.base import silence_logging
 from fastcxr.workflows.load import Dataset, assign_recipe_splits
@@ -67,6 +67,9 @@ def write_run_config(folder: Path, recipe: Recipe, command: str | None) -> str |
 
 def read_run_config(folder: Path) -> Recipe:
     """Return the recipe of the run in a folder. Raise InputMissingError if it contains no run that was trained here."""
+    if (folder / TUNING_FILE).is_file():
+        fix = "Repeat its command `fastcxr tune`, which resumes it"
+        raise InputMissingError("a tuning, not a run", fix, path=folder, code="E304")
     require_run_file(folder, "manifest.csv" if is_published(folder) else "recipe.json")
     state_recipe = folder / STATE_DIR / "recipe.json"
     return Recipe.from_json(state_recipe if state_recipe.is_file() else folder / "recipe.json")

@@ -24,13 +24,21 @@ from fastcxr.io.run_folders import TUNING_FILE
 from fastcxr.models.encoders import find_image_size
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress, silence_logging
+from fastcxr.report.tuning_notice import describe_outside
+from fastcxr.tracking.session import Tracking
 from fastcxr.training.learner import validate_model_options
 from fastcxr.training.time_budget import Deadline
 from fastcxr.workflows.load import Dataset, assign_recipe_splits, load_dataset
 from fastcxr.workflows.run_state import find_finished_report, is_finished
 from fastcxr.workflows.train import run
 from fastcxr.workflows.tuning_dir import TuneDir, describe_tuning, is_same_tuning
-from fastcxr.workflows.tuning_space import Dimension, apply_options, find_recipe_options, make_space
+from fastcxr.workflows.tuning_space import (
+    Dimension,
+    apply_options,
+    find_outside_options,
+    find_recipe_options,
+    make_space,
+)
 from fastcxr.workflows.tuning_study import COMPLETE, FAILED, PRUNED, Study, Trial, TrialEnded, make_table
 from fastcxr.workflows.tuning_trial import (
     METRICS,
@@ -46,6 +54,7 @@ from fastcxr.workflows.tuning_trial import (
 log = logging.getLogger("fastcxr")
 DEFAULT_TRIALS = 20
 MODULES = ("optuna",)  # of the extra tune
+REPEATED = "same options as trial"  # reason of a trial that is not trained again
 
 
 def tune(
@@ -58,6 +67,7 @@ def tune(
     winner: bool = True,
     progress: Progress | None = None,
     command: str | None = None,
+    track: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Try other options of a recipe, and train, test and report the best ones as a run in `folder`/best.
 
@@ -74,6 +84,7 @@ def tune(
         winner: whether the best trial is trained and tested; later calls can do it.
         progress: the progress display; by default that of the terminal or notebook.
         command: the command line, for run.json.
+        track: trackers of the run of the best trial: tensorboard, mlflow, wandb. The trials are not tracked.
 
     Returns:
         The table of tuning.csv, with a row for each trial: trial, state (complete, pruned, failed), objective
@@ -81,6 +92,7 @@ def tune(
 
     Raises:
         RecipeError: options that cannot be tuned.
+        TrackingError: before the trials, for a tracker that cannot be used.
         OutputError: the folder contains another tuning, or its winner is tested and more trials are requested.
         TrainingError: no trial is complete.
         FastcxrError: for data, weights or a folder that cannot be used.
@@ -92,16 +104,18 @@ def tune(
     with TuneDir(folder, tuning.recipe, tuning.space, tuning.metric, command).open(
         progress or make_default_progress()
     ) as tune_dir:
+        Tracking(tune_dir.best_folder, track).check()
         tune_dir.announce()
         study = Study(tune_dir.folder, tuning.space, recipe.seed, is_maximized=tuning.is_maximized)
         if not tuning.is_finished(tune_dir, n_trials):
             images = tuning.open_images(tune_dir)
             if tune_dir.read_winner() is None:
                 tuning.run_trials(study, images, tune_dir, n_trials)
+                reject_incomplete(study)
             if recipe.draws_figures:
                 tune_dir.write_figures(study.trials, METRICS[tuning.metric], is_maximized=tuning.is_maximized)
             if winner:
-                tuning.run_winner(study, tune_dir, n_trials)
+                tuning.run_winner(study, tune_dir, n_trials, track)
         return make_table(study.trials, tuning.space)
 
 
@@ -133,6 +147,13 @@ def reject_unsuitable(recipe: Recipe, n_trials: int) -> None:
         raise RecipeError(problem, f"Leave out `{option}`, or cross-validate the recipe of the winner", code="E741")
 
 
+def reject_incomplete(study: Study) -> None:
+    """Raise TrainingError if no trial is complete."""
+    if study.find_best() is None:
+        problem = f"none of {pluralize(len(study.trials), 'trial')} is complete: {study.trials[0].reason}"
+        raise TrainingError(problem, "Change the options, or choose another `folder`", code="E745")
+
+
 class Tuning:
     """A recipe, its search space and its data."""
 
@@ -146,6 +167,7 @@ class Tuning:
             task = MULTI_LABEL if is_multi_label(self.dataset.read_manifest()) else SINGLE_LABEL
         self.space = make_space(self.recipe, task, search, fixed)
         self.first_options = find_recipe_options(self.recipe, task, self.space)
+        self.outside = find_outside_options(self.recipe, task, self.space)
         self.metric, self.n_epochs = find_metric(self.recipe), count_epochs(self.recipe)
         self.is_maximized = self.metric not in MINIMIZED
 
@@ -199,7 +221,7 @@ class Tuning:
         same = [t for t in earlier_trials if t.state != FAILED and t.options == proposed.options]
         state, objective, reason = FAILED, math.nan, ""
         if same:  # the same recipe has the same result
-            state, objective, reason = same[0].state, same[0].objective, f"same options as trial {same[0].number}"
+            state, objective, reason = same[0].state, same[0].objective, f"{REPEATED} {same[0].number}"
         else:
             prefix = f"trial {len(earlier_trials) + 1} of {n_trials}"
             progress = TrialProgress(tune_dir, prefix, self.metric, proposed.report_epoch)
@@ -219,6 +241,8 @@ class Tuning:
         log.info("selection: %s %s of the validation images", direction, METRICS[self.metric])
         for dimension in self.space:
             log.info("search %s: %s", dimension.name, dimension.describe())
+        if self.outside:
+            log.info("%s", describe_outside(self.outside))
         if n_finished := len(study.trials):
             log.info("%d of %d trials are finished", n_finished, n_trials)
 
@@ -234,19 +258,19 @@ class Tuning:
         reason = f" ({last.reason})" if last.reason else ""
         log.info("trial %d: %s%s, %s; %s%s", last.number, result, reason, options, best_text, remaining)
 
-    def run_winner(self, study: Study, tune_dir: TuneDir, n_trials: int) -> None:
+    def run_winner(self, study: Study, tune_dir: TuneDir, n_trials: int, track: Sequence[str]) -> None:
         """Train, test and report the best trial as a run, which resumes an interrupted one."""
+        reject_incomplete(study)
         best = study.find_best()
-        if best is None:
-            problem = f"none of {pluralize(len(study.trials), 'trial')} is complete: {study.trials[0].reason}"
-            raise TrainingError(problem, "Change the options, or choose another `folder`", code="E745")
+        assert best is not None
         recipe = apply_options(self.recipe, best.options)
-        selection = summarize_selection(study.trials, best, self.space, self.metric)
+        selection = summarize_selection(study.trials, best, self.space, self.metric) | {"outside": self.outside}
         tune_dir.write_winner(selection | {"requested": max(n_trials, len(study.trials))})
         log.info("training the recipe of trial %d, which is then tested once", best.number)
         has_size = find_image_size(recipe) == find_image_size(self.recipe)
         dataset = self.dataset if has_size else Dataset(recipe)
-        run(recipe, tune_dir.best_folder, tune_dir.progress, tune_dir.command, dataset=dataset, tuning=selection)
+        options: dict[str, Any] = {"dataset": dataset, "tuning": selection, "track": track}
+        run(recipe, tune_dir.best_folder, tune_dir.progress, tune_dir.command, **options)
 
 
 def summarize_selection(
@@ -257,6 +281,7 @@ def summarize_selection(
     return {
         "trials": len(trials),
         **counts,
+        "repeated": sum(trial.reason.startswith(REPEATED) for trial in trials),
         "search": {dimension.name: dimension.describe() for dimension in space},
         "metric": METRICS[metric],
         "split": "valid",

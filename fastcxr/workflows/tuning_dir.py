@@ -1,10 +1,11 @@
 """Folder of a tuning: tuning.json with recipe and search space, the images, tuning.csv, figures, and the winner."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -13,11 +14,12 @@ from fastcxr.config.recipe_paths import redact_paths
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.manifest_file import read_written_manifest, write_manifest
 from fastcxr.errors import OutputError
-from fastcxr.io.files import atomic_write, read_json, write_json
+from fastcxr.io.files import CHECKSUMS_FILE, atomic_write, read_json, write_checksums, write_json
 from fastcxr.io.formats import FORMAT_KEY, TUNING_FORMAT, is_format
 from fastcxr.io.lock import reject_locked
 from fastcxr.io.optional_outputs import skip_on_error
-from fastcxr.io.run_folders import TUNING_FILE, TUNING_TABLE_FILE
+from fastcxr.io.run_folders import TUNING_BEST_DIR, TUNING_FILE, TUNING_TABLE_FILE
+from fastcxr.progress.base import Progress
 from fastcxr.report.style import to_svg
 from fastcxr.report.tuning_figures import plot_options, plot_trials
 from fastcxr.workflows.run_dir import OutputDir, acquire_directory, write_table
@@ -26,7 +28,7 @@ from fastcxr.workflows.tuning_space import Dimension
 from fastcxr.workflows.tuning_study import STUDY_FILE, Trial, make_table
 
 log = logging.getLogger("fastcxr")
-MANIFEST_FILE, BEST_DIR = "manifest.csv", "best"
+MANIFEST_FILE = "manifest.csv"
 TRIALS_FIGURE, OPTIONS_FIGURE = "trials.svg", "options.svg"
 WINNER_KEY = "winner"  # of tuning.json
 
@@ -41,6 +43,13 @@ class TuneDir(OutputDir):
         self.space, self.metric = tuple(space), metric
         self.description = describe_tuning(recipe, space, metric)
 
+    @contextmanager
+    def open(self, progress: Progress) -> Iterator[Self]:
+        """Acquire the folder for the length of the block, then write run.json and the checksums of its files."""
+        with super().open(progress):
+            yield self
+        write_checksums(self.folder)
+
     def acquire(self) -> None:
         """Create the folder, or accept one of the same tuning. Raise OutputError for any other folder."""
         if (self.folder / TUNING_FILE).is_file():
@@ -49,7 +58,8 @@ class TuneDir(OutputDir):
             acquire_directory(self.folder)
 
     def setup(self) -> None:
-        """Write tuning.json of a new tuning."""
+        """Write tuning.json of a new tuning; an earlier one has no checksums until its files are written again."""
+        (self.folder / CHECKSUMS_FILE).unlink(missing_ok=True)
         if not (self.folder / TUNING_FILE).exists():
             write_json(self.folder / TUNING_FILE, {FORMAT_KEY: TUNING_FORMAT} | self.description)
 
@@ -71,7 +81,7 @@ class TuneDir(OutputDir):
     @property
     def best_folder(self) -> Path:
         """Run folder of the best trial."""
-        return self.folder / BEST_DIR
+        return self.folder / TUNING_BEST_DIR
 
     def validate_images(self, manifest: pd.DataFrame, image_cache: ImageCache) -> None:
         """Raise DataError if the images differ from those of the earlier trials; a new tuning stores its images."""

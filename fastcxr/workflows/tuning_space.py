@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from fastcxr.config.components import Augmentation
-from fastcxr.config.fields import unknown_name_error
 from fastcxr.config.recipe import Recipe
 from fastcxr.config.tasks import MULTI_LABEL, SEARCHED_OPTIONS, resolve_task
 from fastcxr.errors import FastcxrError, RecipeError
@@ -83,10 +82,13 @@ def make_space(
         optional = {"layer_lr_ratio"} if find_strategy(recipe) == "lp_ft" else set()
         space = [dimension for name, dimension in known.items() if name not in changed | optional]
     else:
-        space = [parse_dimension(entry, known, recipe, task) for entry in search]
-        if given := sorted(set(fixed) & {dimension.name for dimension in space}):
+        names = [_find_name(entry) for entry in search]
+        if given := sorted(set(fixed).intersection(names)):
             problem = f"{join_names(given)} cannot be fixed and searched"
             raise RecipeError(problem, "Leave the option out, or remove it from `search`", code="E741")
+        if repeated := {name: None for name in names if names.count(name) > 1}:
+            raise RecipeError(f"search has {join_names(list(repeated))} twice", "Name each option once", code="E741")
+        space = [parse_dimension(entry, known, recipe, task) for entry in search]
     losses = next((d.choices for d in space if d.name == "loss"), (resolve_task(recipe, task).loss,))
     space = [dimension for dimension in space if dimension.loss is None or dimension.loss in losses]
     if not space:
@@ -161,12 +163,9 @@ def accepts_size(recipe: Recipe, size: int) -> bool:
 
 def parse_dimension(entry: str, known: Mapping[str, Dimension], recipe: Recipe, task: str) -> Dimension:
     """Return the dimension of NAME, NAME=VALUE,VALUE or NAME=LOW..HIGH. Raise RecipeError for an invalid one."""
-    name, _, text = (
-        part.strip() for part in entry.replace("-", "_", entry.partition("=")[0].count("-")).partition("=")
-    )
+    name, text = _find_name(entry), entry.partition("=")[2].strip()
     if name not in SEARCHED_OPTIONS:
-        error = unknown_name_error(name, SEARCHED_OPTIONS, "tuning cannot search")
-        raise RecipeError(error.problem, error.fix, code="E741")
+        raise RecipeError(f"tuning cannot search {name!r}", f"Search {join_names(list(known))}", code="E741")
     if name not in known:
         reason = "monitor valid_loss" if name in LOSS_OPTIONS else f"strategy {find_strategy(recipe)} and {task} data"
         raise RecipeError(f"{name} cannot be searched with {reason}", f"Search {join_names(list(known))}", code="E741")
@@ -185,9 +184,15 @@ def parse_dimension(entry: str, known: Mapping[str, Dimension], recipe: Recipe, 
     except ValueError as error:
         form = f"{name}=A,B of {', '.join(map(str, default.choices))}" if default.choices else f"{name}=LOW..HIGH"
         raise RecipeError(f"search is {entry!r}", f"Pass {form}, or only the name", code="E741") from error
+    if len(set(values)) < len(values):
+        raise RecipeError(f"search is {entry!r}", "Name each value once", code="E741")
     for value in values:
         apply_options(recipe, {name: value})  # raises RecipeError for a value out of range
     return dimension
+
+
+def _find_name(entry: str) -> str:
+    return entry.partition("=")[0].strip().replace("-", "_")
 
 
 def _parse_value(text: str, default: Dimension) -> Any:
@@ -226,8 +231,19 @@ def scale_augmentation(augment: Augmentation, factor: float) -> Augmentation:
 
 def find_recipe_options(recipe: Recipe, task: str, space: Sequence[Dimension]) -> dict[str, Any]:
     """Return the values of the recipe itself, as far as the space contains them: those of the first trial."""
+    values = _list_recipe_values(recipe, task, space)
+    return {d.name: values[d.name] for d in space if values[d.name] is not None and d.contains(values[d.name])}
+
+
+def find_outside_options(recipe: Recipe, task: str, space: Sequence[Dimension]) -> dict[str, Any]:
+    """Return the values of the recipe that the space does not contain: with one of them, no trial is the recipe."""
+    values, loss = _list_recipe_values(recipe, task, space), resolve_task(recipe, task).loss
+    used = [dimension for dimension in space if dimension.loss in (None, loss)]
+    return {d.name: values[d.name] for d in used if values[d.name] is not None and not d.contains(values[d.name])}
+
+
+def _list_recipe_values(recipe: Recipe, task: str, space: Sequence[Dimension]) -> dict[str, Any]:
     resolved = resolve_task(recipe, task)
     values = {dimension.name: getattr(resolved, dimension.name) for dimension in space}
     special = {"image_size": find_image_size(recipe), "weight_decay": find_weight_decay(recipe), "augment": "default"}
-    values |= {name: value for name, value in special.items() if name in values}
-    return {d.name: values[d.name] for d in space if values[d.name] is not None and d.contains(values[d.name])}
+    return values | {name: value for name, value in special.items() if name in values}

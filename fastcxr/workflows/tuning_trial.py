@@ -26,6 +26,7 @@ from fastcxr.models.heads import uses_feature_cache
 from fastcxr.progress.base import Bar, Progress
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
+from fastcxr.training.non_finite_loss import BATCH_WARNING
 from fastcxr.training.time_budget import Deadline
 from fastcxr.training.trainer import STRATEGIES, train
 from fastcxr.workflows.tuning_space import find_strategy
@@ -86,13 +87,22 @@ class TrialProgress(Progress):
 
 @contextmanager
 def log_warnings_only() -> Iterator[None]:
-    """Log only warnings in this block: the other messages of all trials are the same."""
+    """Log only warnings in this block: the other messages of all trials are the same.
+
+    The images of a batch are not listed: the loss is NaN because of the options, and tuning.csv has the reason.
+    """
     level = log.level
     log.setLevel(logging.WARNING)
+    log.addFilter(_is_shown)
     try:
         yield
     finally:
+        log.removeFilter(_is_shown)
         log.setLevel(level)
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    return record.msg != BATCH_WARNING
 
 
 def evaluate_trial(recipe: Recipe, images: TrialImages, metric: str, progress: Progress) -> float:

@@ -21,6 +21,7 @@ TABLE = pd.DataFrame({
 def test_the_line_shows_the_best_complete_trial_so_far(is_maximized, best):
     axes = plot_trials(TABLE, "macro AUROC", is_maximized=is_maximized).axes[0]
     assert axes.lines[0].get_xdata().tolist() == [1, 4, 5] and axes.lines[0].get_ydata().tolist() == best
+    assert set(axes.get_xticks()) <= set(TABLE["trial"]), "no tick for a trial that does not exist"
     assert [len(points.get_offsets()) for points in axes.collections] == [3, 1]  # complete and pruned
 
 

@@ -9,6 +9,7 @@ from fastcxr.report.tuning_notice import OPTIMISM, describe_other_settings, find
 
 TUNING = {
     "trials": 20, "complete": 17, "pruned": 2, "failed": 1, "metric": "macro AUROC", "split": "valid", "trial": 7,
+    "repeated": 3, "outside": {"image_size": 224},
     "value": 0.94321, "search": {"loss": "focal, cross_entropy", "image_size": "96, 128"},
 }  # fmt: skip
 
@@ -23,7 +24,11 @@ def test_the_notice_states_trials_options_and_selection(run_folder):
     record = read_with(run_folder, TUNING)
     [(text, number)] = find_tuned_selection(record, {})
     assert number == "20 trials"
-    assert "Trials: 17 complete, 2 ended early, 1 failed." in text
+    assert (
+        "Trials: 17 complete, 2 pruned, 1 failed; of these, 3 repeated the options of an earlier trial. The recipe has "
+        in text
+    )
+    assert "The recipe has image_size 224, outside of the searched values: no trial is the recipe itself." in text
     assert "Options searched: loss (focal, cross_entropy) and image_size (96, 128)." in text
     assert "Trial 7 has the best macro AUROC of the validation images, 0.9432." in text
     assert OPTIMISM in text

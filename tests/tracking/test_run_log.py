@@ -44,7 +44,7 @@ def test_a_fold_has_the_name_and_the_group_of_its_run(folder):
     (folder / "fold-2" / "recipe.json").write_text(Recipe("resnet18", data="x", folds=3, fold=2).to_json())
     whole, fold = read_description(folder), read_description(folder / "fold-2")
     assert (whole.name, whole.group, whole.tags["fastcxr.kind"]) == ("first", "first", "pooled")
-    assert (fold.name, fold.group, fold.tags["fastcxr.kind"]) == ("first fold-2", "first", "fold")
+    assert (fold.name, fold.group, fold.tags["fastcxr.kind"]) == ("first/fold-2", "first", "fold")
 
 
 def test_a_single_run_has_no_group(folder):

@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from fastcxr.errors import InputMissingError, OutputError, PackageError, RecipeE
 from fastcxr.io.files import read_json, write_json
 from fastcxr.tracking import session
 from fastcxr.tracking.base import TRACKING_FILE, Tracker
+from fastcxr.tracking.mlflow import MLflow
+from fastcxr.tracking.mlflow_uri import find_uri_fault
 from fastcxr.tracking.session import Tracking, find_tracker_names, require_trackers, track_finished_run
 
 
@@ -275,3 +278,42 @@ def test_a_report_that_cannot_be_made_does_not_lose_the_metrics(recorder, folder
         Tracking(folder, ["mlflow"]).complete()
     assert ("end", "finished") in recorder.calls
     assert "the report for the trackers left out: ValueError: no font" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown", "reason"),
+    [
+        ("http://someone:secret@127.0.0.1:{port}/a?token=secret", "http://127.0.0.1:{port}/a", "no answer from 127.0"),
+        ("postgresql+psycopg2://someone:secret@127.0.0.1:{port}/a", "postgresql+psycopg2://127.0.0.1:{port}/a", "no a"),
+        ("http://localhost:port", "http://localhost:port", "Port could not be cast"),
+        ("sqlite:////proc/x.db", "sqlite:////proc/x.db", "the folder /proc cannot be written: "),
+        ("sqlite:///{folder}/no/x.db", "sqlite:///{folder}/no/x.db", "no cannot be written: No such file"),
+        ("sqlite:///{folder}", "sqlite:///{folder}", "a folder, expected a file"),
+        ("sqlite:///{folder}/recipe.json", "sqlite:///{folder}/recipe.json", "the file is no SQLite database"),
+        ("/proc/nope", "/proc/nope", "MLflow does not store runs in folders"),
+        ("file:///tmp/x", "file:///tmp/x", "MLflow does not store runs in folders"),
+    ],
+)
+def test_an_address_that_mlflow_cannot_use_is_one_line_before_mlflow_is_imported(
+    folder, monkeypatch, uri, shown, reason
+):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # no process listens
+        values = {"port": unused.getsockname()[1], "folder": folder}
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(**values))
+        monkeypatch.setattr(MLflow, "_connect", lambda tracker: pytest.fail("MLflow repeats failed connections"))
+        with pytest.raises(TrackingError) as caught:
+            MLflow(folder, folder, {}).check()
+    message = str(caught.value)
+    assert message.startswith("FCX-E731: MLflow cannot be used (") and reason in message
+    assert f"MLFLOW_TRACKING_URI is {shown.format(**values)}. Set" in message and "sqlite:///mlflow.db" in message
+    assert "secret" not in message and "\n" not in message
+
+
+def test_a_server_and_a_database_that_can_be_used_are_no_fault(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert find_uri_fault(f"http://127.0.0.1:{server.getsockname()[1]}") is None
+    assert find_uri_fault(f"sqlite:///{tmp_path}/a%20b.db") is None and not list(tmp_path.iterdir())
+    (tmp_path / "a b.db").touch()
+    assert find_uri_fault(f"sqlite:///{tmp_path}/a%20b.db") is None
+    assert find_uri_fault("databricks") is None and find_uri_fault("sqlite://") is None

@@ -115,15 +115,17 @@ def test_tensorboard_has_each_epoch_once_the_final_metrics_and_no_image(tracked)
     assert [event.step for event in events.Scalars("epochs/train_loss")] == EPOCHS
     assert [event.value for event in events.Scalars("epochs/auroc")] == pytest.approx(history["auroc"].tolist())
     assert [event.value for event in events.Scalars("epochs/stage")] == [1, 1, 2, 2, 3, 3, 3]
-    rates = [event.value for event in events.Scalars("epochs/learning_rate")]
+    rates = [event.value for event in events.Scalars("epochs/peak_learning_rate")]
     assert rates == pytest.approx([2.4e-3] * 2 + [6.9e-4] * 2 + [1.4e-4] * 3)
     metrics = read_json(tracked["folder"] / "metrics.json")["test"]
     assert events.Scalars("test/auroc.macro")[0].value == pytest.approx(metrics["auroc"]["macro"])
-    low, high = metrics["intervals"]["of"]["accuracy"]
-    assert events.Scalars("test/accuracy.low")[0].value == pytest.approx(low)
-    assert events.Scalars("test/accuracy.high")[0].value == pytest.approx(high)
+    final = [tag for tag in events.Tags()["scalars"] if not tag.startswith("epochs/")]
+    assert final == ["test/accuracy", "test/auroc.macro"], "one chart for each other metric would hide the curves"
     assert not events.Tags()["images"] and not events.Tags()["graph"]
-    assert "| test/accuracy |" in events.Tensors("final metrics")[0].tensor_proto.string_val[0].decode()
+    low, high = (100 * bound for bound in metrics["intervals"]["of"]["accuracy"])
+    row = f"| test/accuracy | {100 * metrics['accuracy']:.1f} % ({low:.1f}–{high:.1f}) |"
+    text = events.Tensors("final metrics")[0].tensor_proto.string_val[0].decode()
+    assert row in text and f"| test/n_images | {metrics['n_images']} |" in text and ".low" not in text
 
 
 def test_the_name_of_the_event_file_has_no_host(tracked):
@@ -139,7 +141,7 @@ def test_mlflow_has_each_epoch_once_the_recipe_the_final_metrics_and_the_report(
     assert [one.value for one in client.get_metric_history(run_id, "epochs/auroc")] == pytest.approx(
         make_history()["auroc"].tolist()
     )
-    assert [one.step for one in client.get_metric_history(run_id, "epochs/learning_rate")] == EPOCHS
+    assert [one.step for one in client.get_metric_history(run_id, "epochs/peak_learning_rate")] == EPOCHS
     assert run.info.status == "FINISHED" and run.info.run_name == "first" and run.info.user_id == "unknown"
     assert run.data.params["backbone"] == "mobilenetv2_100" and run.data.params["augment.max_rotate"] == "7.0"
     metrics = read_json(tracked["folder"] / "metrics.json")["test"]
@@ -212,5 +214,5 @@ def test_the_rest_of_a_run_that_a_tracker_missed_is_sent_once(tracked):
     history.to_csv(folder / "history.csv", index=False)
     track_finished_run(folder, ["mlflow"], print)
     assert [one.step for one in client.get_metric_history(run_id, "epochs/valid_loss")] == [*EPOCHS, 8]
-    assert [one.step for one in client.get_metric_history(run_id, "epochs/learning_rate")] == [*EPOCHS, 8]
+    assert [one.step for one in client.get_metric_history(run_id, "epochs/peak_learning_rate")] == [*EPOCHS, 8]
     assert len(client.search_runs(["1"])) == 1

@@ -85,7 +85,7 @@ def test_a_tracked_run_that_crashed_resumes_with_each_epoch_once_and_the_results
             run(recipe, folder, track=["tensorboard"])
     assert read_steps(folder) == [1]
     run(recipe, folder)
-    assert read_steps(folder) == read_steps(folder, "epochs/learning_rate") == [1, 2]
+    assert read_steps(folder) == read_steps(folder, "epochs/peak_learning_rate") == [1, 2]
     assert read_steps(folder, "test/accuracy") == [2]
     for name in RESULTS:
         assert (folder / name).read_bytes() == (untracked / name).read_bytes(), name
@@ -141,12 +141,12 @@ def test_each_fold_is_a_tracked_run_below_that_of_the_pooled_metrics(recipe, tmp
         )
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = {one.info.run_name: one for one in client.search_runs(["1"])}
-    assert set(runs) == {"folds", "folds fold-1", "folds fold-2"}
+    assert set(runs) == {"folds", "folds/fold-1", "folds/fold-2"}
     parents = {name: one.data.tags.get("mlflow.parentRunId") for name, one in runs.items()}
     whole = runs["folds"].info.run_id
-    assert parents == {"folds": None, "folds fold-1": whole, "folds fold-2": whole}
+    assert parents == {"folds": None, "folds/fold-1": whole, "folds/fold-2": whole}
     assert {one.info.status for one in runs.values()} == {"FINISHED"}
-    assert "oof/accuracy" in runs["folds"].data.metrics and "test/accuracy" in runs["folds fold-1"].data.metrics
+    assert "oof/accuracy" in runs["folds"].data.metrics and "test/accuracy" in runs["folds/fold-1"].data.metrics
     assert read_steps(folder / "fold-2") == [1] and read_steps(folder, "oof/accuracy") == [0]
     # the intervals of the folds are from more draws than those of this process
     assert not [fault for fault in verify(folder)[0] if CHECKSUMS_FILE in fault.problem]

@@ -17,11 +17,27 @@ from tuning_toys import SEARCH, make_tuning_recipe, write_tuning_toys
 
 import fastcxr
 from fastcxr.data.manifest_file import read_written_manifest
-from fastcxr.errors import DataError, DeviceError, OutputError, PackageError, RecipeError, TrainingError
+from fastcxr.errors import (
+    DataError,
+    DeviceError,
+    InputMissingError,
+    OutputError,
+    PackageError,
+    RecipeError,
+    TrainingError,
+)
+from fastcxr.io.run_folders import name_run, require_run_file
 from fastcxr.progress.base import Progress
+from fastcxr.tracking.run_log import find_store_dir
+from fastcxr.training.non_finite_loss import BATCH_WARNING
 from fastcxr.workflows import tune as tune_module
+from fastcxr.workflows.compare import _make_unique_names
 from fastcxr.workflows.list_runs import describe_runs
+from fastcxr.workflows.run_state import read_run_config
 from fastcxr.workflows.tune import find_tuning, tune
+from fastcxr.workflows.tuning_study import Trial
+from fastcxr.workflows.tuning_trial import log, log_warnings_only
+from fastcxr.workflows.verify import verify
 
 pytestmark = [pytest.mark.needs("optuna"), pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")]
 
@@ -46,6 +62,19 @@ def tuned(data, tmp_path_factory):
 
 def run_tuning(data, folder, n_trials=N_TRIALS, **options):
     return tune(make_tuning_recipe(data), folder, n_trials, search=SEARCH, progress=Progress(), **options)
+
+
+@pytest.fixture
+def without_training(monkeypatch):
+    """Replace the training of trials; return the list of their objectives."""
+    objectives = []
+
+    def evaluate(*arguments):
+        objectives.append(0.5 + len(objectives) / 100)
+        return objectives[-1]
+
+    monkeypatch.setattr(tune_module, "evaluate_trial", evaluate)
+    return objectives
 
 
 def drop_times(table):
@@ -76,7 +105,7 @@ def test_the_folder_has_the_table_and_the_run_of_the_best_trial(tuned):
     saved = pd.read_csv(folder / "tuning.csv")
     assert saved["objective"].tolist() == pytest.approx(table["objective"].tolist())
     assert {path.name for path in folder.iterdir()} == {
-        "best", "manifest.csv", "run.json", "study.jsonl", "tuning.csv", "tuning.json",
+        "SHA256SUMS", "best", "manifest.csv", "run.json", "study.jsonl", "tuning.csv", "tuning.json",
     }  # fmt: skip
     assert (folder / "best" / "report.html").is_file()
 
@@ -86,6 +115,34 @@ def test_list_shows_the_tuning_and_the_run_of_its_best_trial(tuned):
     assert {name: (row["state"], row["split"]) for name, row in rows.items()} == {
         "tuning": ("tuning, 3 trials", "valid"), "tuning/best": ("finished", "test"),
     }  # fmt: skip
+    assert {row["run"] for row in describe_runs(tuned[1])} == {"tuning", "best"}
+
+
+def test_verify_checks_the_files_of_the_tuning_and_of_its_best_run(tuned):
+    folder = tuned[1]
+    faults, n_files = verify(folder)
+    assert not faults and n_files > 10
+    table = (folder / "tuning.csv").read_text()
+    (folder / "tuning.csv").write_text(table.replace("complete", "pruned"))
+    assert [fault.path.name for fault in verify(folder)[0]] == ["tuning.csv"]
+    (folder / "tuning.csv").write_text(table)
+
+
+def test_a_tuning_is_no_run_and_the_error_names_its_best_run(tuned, tmp_path):
+    with pytest.raises(InputMissingError, match="a tuning, not a run. Repeat its command `fastcxr tune`"):
+        read_run_config(tuned[1])
+    with pytest.raises(InputMissingError, match="a tuning, which has no metrics.json. Pass .*tuning/best"):
+        require_run_file(tuned[1], "metrics.json")
+    (tmp_path / "tuning.json").touch()
+    with pytest.raises(InputMissingError, match="Its best trial is not trained yet: repeat its command"):
+        require_run_file(tmp_path, "metrics.json")
+
+
+def test_the_best_run_has_the_name_of_its_tuning(tuned):
+    best = tuned[1] / "best"
+    assert name_run(best) == "tuning/best" and name_run(tuned[1]) == "tuning"
+    assert _make_unique_names([best, tuned[1].parent / "other"]) == ["tuning/best", "other"]
+    assert find_store_dir(best) == tuned[1].parent.resolve(), "the files of the tuning have checksums"
 
 
 def test_the_objective_is_the_validation_metric_of_the_report_of_the_winner(tuned):
@@ -121,7 +178,7 @@ def test_report_model_card_and_checklist_state_the_trials_and_that_validation_is
     page, card, checklist = ((best / name).read_text() for name in ("report.html", "MODEL_CARD.md", "CLAIM.md"))
     for text in (page, card):
         assert "The options were selected by 3 trials" in text
-        assert "3 complete, 0 ended early, 0 failed" in text and "macro AUROC of the validation images" in text
+        assert "3 complete, 0 pruned, 0 failed" in text and "macro AUROC of the validation images" in text
         assert "The validation metrics are optimistic" in text
         assert "hflip_tta (True, False)" in text
     assert "3 settings of loss, label_smoothing, focal_gamma, class_weights and hflip_tta were tried" in checklist
@@ -218,13 +275,13 @@ def test_other_images_than_those_of_the_earlier_trials_are_refused(data, tmp_pat
 
 
 def test_a_trial_that_fails_has_its_reason_and_the_others_continue(data, tmp_path, monkeypatch):
-    evaluate, count = tune_module.evaluate_trial, [0]
+    count = [0]
 
     def fail_once(*arguments):
         count[0] += 1
         if count[0] == 1:
             raise TrainingError("out of memory: 32 images of 64 px per batch", "Pass `batch_size=16`")
-        return evaluate(*arguments)
+        return 0.5
 
     monkeypatch.setattr(tune_module, "evaluate_trial", fail_once)
     table = run_tuning(data, tmp_path / "out", 2, winner=False)
@@ -239,8 +296,8 @@ def test_memory_that_is_too_small_fails_one_trial_and_other_errors_end_the_tunin
         raise error from (RuntimeError("CUDA out of memory") if isinstance(error, DeviceError) else None)
 
     monkeypatch.setattr("fastcxr.workflows.tuning_trial.make_learner", fail)
-    table = run_tuning(data, tmp_path / "out", 1, winner=False)
-    assert (table["state"].iloc[0], table["reason"].iloc[0]) == ("failed", "out of memory")
+    with pytest.raises(TrainingError, match="none of 1 trial is complete: out of memory"):
+        run_tuning(data, tmp_path / "out", 1, winner=False)
     error = DeviceError("the GPU was lost", "Start again")
     monkeypatch.setattr("fastcxr.workflows.tuning_trial.make_learner", lambda *arguments: raise_it(error))
     with pytest.raises(DeviceError, match="the GPU was lost"):
@@ -263,16 +320,39 @@ def test_without_a_complete_trial_there_is_one_error_with_the_first_reason(data,
     assert (tmp_path / "out" / "tuning.csv").is_file() and not (tmp_path / "out" / "best").exists()
 
 
-def test_a_trial_with_the_options_of_an_earlier_one_is_not_trained_again(data, tmp_path):
+def test_the_images_of_a_batch_are_not_listed_in_a_trial_and_other_warnings_are(caplog):
+    with log_warnings_only():
+        log.warning(BATCH_WARNING, "patient_7.png")
+        log.warning("other")
+    assert caplog.messages == ["other"]
+
+
+def test_the_selection_counts_trials_that_repeat_options():
+    trials = [
+        Trial(number=number, state="complete", options={}, objective=0.5, seconds=1.0, reason=reason)
+        for number, reason in enumerate(("", "same options as trial 1"), 1)
+    ]
+    selection = tune_module.summarize_selection(trials, trials[0], [], "auroc")
+    assert (selection["complete"], selection["repeated"]) == (2, 1)
+
+
+def test_an_unknown_tracker_is_refused_before_the_trials(data, tmp_path):
+    with pytest.raises(RecipeError, match="no tracker called 'mlfow'"):
+        run_tuning(data, tmp_path / "out", track=["mlfow"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_with_the_options_of_an_earlier_one_is_not_trained_again(data, tmp_path, without_training):
     table = tune(make_tuning_recipe(data), tmp_path / "out", 3, search=["hflip_tta"], winner=False)
     repeated = table[table["reason"] != ""]
     assert len(repeated) >= 1 and repeated["reason"].str.fullmatch("same options as trial [12]").all()
+    assert len(without_training) == 3 - len(repeated)
     assert table.groupby("hflip_tta")["objective"].nunique().max() == 1
 
 
 def test_a_trial_of_epochs_is_ended_early_with_its_reason(data, tmp_path, monkeypatch):
     monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda trial: trial.number == 1)
-    recipe = make_tuning_recipe(data, strategy="full", epochs=2, batch_size=36)
+    recipe = make_tuning_recipe(data, strategy="full", epochs=2, batch_size=36, image_size=32)
     table = tune(recipe, tmp_path / "out", 2, search=["learning_rate=1e-4..1e-2"], winner=False)
     assert table["state"].tolist() == ["complete", "pruned"]
     assert table["reason"].iloc[1] == "worse than the median after epoch 1 of 2"

@@ -10,6 +10,7 @@ from fastcxr.workflows.tuning_space import (
     LP_FT_HEAD_RATES,
     Dimension,
     apply_options,
+    find_outside_options,
     find_recipe_options,
     list_image_sizes,
     make_space,
@@ -104,7 +105,13 @@ def test_values_and_ranges_can_be_given():
     ("recipe", "search", "message"),
     [
         (PROBE, ["lr"], "tuning cannot search 'lr'"),
-        (PROBE, ["los"], "Did you mean 'loss'"),
+        (
+            PROBE,
+            ["batch_size=8..64"],
+            "cannot search 'batch_size'. Search image_size, loss, label_smoothing",
+        ),
+        (PROBE, ["class_weights=none,none"], "search is 'class_weights=none,none'. Name each value once"),
+        (PROBE, ["loss", "hflip-tta", "loss=focal"], "search has loss twice"),
         (PROBE, ["learning_rate"], "learning_rate cannot be searched with strategy linear_probe"),
         (PROBE, ["loss=mse"], "Pass loss=A,B of cross_entropy, label_smoothing, focal"),
         (PROBE, ["image_size=big"], "search is 'image_size=big'"),
@@ -121,7 +128,7 @@ def test_an_invalid_search_is_an_error_with_the_fix(recipe, search, message):
 
 def test_an_option_is_not_given_and_searched():
     with pytest.raises(RecipeError, match="image_size cannot be fixed and searched"):
-        make_space(PROBE, SINGLE_LABEL, ["image_size"], fixed=("image_size",))
+        make_space(PROBE, SINGLE_LABEL, ["image_size=64..128"], fixed=("image_size",))  # before its values are read
 
 
 def test_a_search_without_options_is_an_error():
@@ -137,6 +144,10 @@ def test_the_first_trial_has_the_options_of_the_recipe():
     }  # fmt: skip
     small = make_space(PROBE, SINGLE_LABEL, ["image_size=96,128", "hflip_tta"])
     assert find_recipe_options(PROBE, SINGLE_LABEL, small) == {"hflip_tta": True}  # 224 px is not searched
+    assert find_outside_options(PROBE, SINGLE_LABEL, small) == {"image_size": 224}
+    assert find_outside_options(FULL, SINGLE_LABEL, space) == {}
+    other = make_space(PROBE.replace(loss="cross_entropy"), SINGLE_LABEL, ["label_smoothing=0.2..0.3", "loss"])
+    assert find_outside_options(PROBE.replace(loss="cross_entropy"), SINGLE_LABEL, other) == {}  # not used by this loss
 
 
 def test_the_recipe_of_a_trial_differs_in_the_searched_options_only():
