@@ -29,8 +29,8 @@ from fastcxr.errors import RecipeError
 
 # pages whose commands differ from those of the other pages by options that have tests
 SLOW_PAGES = (
-    "backbone", "class_folders", "class_imbalance", "cluster", "cross_validation", "dicom", "embed_onnx", "export",
-    "studies", "tuning",
+    "backbone", "chest_encoders", "class_folders", "class_imbalance", "cluster", "cross_validation", "csv_table",
+    "dicom", "embed_onnx", "export", "external_validation", "patients", "studies", "tuning",
 )  # fmt: skip
 CODE_PAGES = [
     pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in SLOW_PAGES))

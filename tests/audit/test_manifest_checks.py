@@ -149,6 +149,7 @@ def test_the_block_size_does_not_change_the_near_duplicates(monkeypatch):
     assert set(whole) >= {(0, 30), (9, 39), (10, 45), (14, 49), (20, 55), (24, 59)}
 
 
+@pytest.mark.slow
 def test_near_duplicates_need_less_memory_than_all_images_in_single_precision(monkeypatch):
     monkeypatch.setattr(hash_search, "MAX_PAIRS", 1 << 14)
     monkeypatch.setattr(image_features, "ROWS", 256)

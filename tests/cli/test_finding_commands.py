@@ -96,6 +96,7 @@ def test_verify_finds_a_changed_probability(call, finding_run, tmp_path):
     assert done.returncode == 65 and "expected" in done.stderr and "predictions.csv" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.needs("openvino")
 def test_openvino_predicts_the_same_probabilities(call, finding_run, images):
     file = sorted(images.glob("*.png"))[0]

@@ -37,6 +37,7 @@ def test_the_graph_gives_the_predictions_of_the_network(toy_manifest, strategy):
     np.testing.assert_allclose(graph, eager, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_given_network_does_not_change(toy_manifest):
     classifier = make_classifier(toy_manifest, RECIPE)
     classifier.network.train()
@@ -44,6 +45,7 @@ def test_the_given_network_does_not_change(toy_manifest):
     assert classifier.network.training
 
 
+@pytest.mark.slow
 def test_the_graph_uses_bf16_if_the_classifier_does(toy_manifest, monkeypatch):
     import openvino
 

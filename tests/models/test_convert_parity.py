@@ -22,6 +22,7 @@ from fastcxr.models.encoder_network import make_encoder_network
 from fastcxr.models.encoders import ENCODERS
 from fastcxr.models.weights import load_weights
 
+pytestmark = pytest.mark.slow  # the reference implementations
 N_BLOCKS = 2
 CHEXFOUND_MLP = {"mlp_ratio": 5472 / 1024, "mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
 

@@ -137,6 +137,7 @@ def test_a_loaded_ood_detector_has_the_same_scores(learner, folder, many_toys):
     assert after["in_distribution"].tolist() == before["in_distribution"].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.needs("openvino")
 def test_openvino_has_the_same_scores_as_pytorch(learner, many_toys):
     classifier = extract_classifier(learner)

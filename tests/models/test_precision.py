@@ -102,6 +102,7 @@ def test_autocast_applies_only_inside_its_block():
     assert layer(inputs).dtype == layer.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
 def test_freed_memory_is_reused_without_page_faults():
     code = (

@@ -40,8 +40,9 @@ def get_json_of_predict(model, files, capsys) -> dict:
     def command() -> int:
         use_output_options(OutputOptions(json=True))
         output = PredictionOutput(Path(), model.scorer, make_image_table(files), hash_names=False)
+        output.notices = model.notices  # the folder is that of no run
         output.write(None)
-        return output.print_summary(model.notices)
+        return output.print_summary()
 
     run_to_exit_code(command)
     return json.loads(capsys.readouterr().out)
