@@ -58,8 +58,11 @@ def fit_ood_detector(learner: "Learner", progress: Progress) -> tuple[OODDetecto
         _log_no_detector(learner, f"got {patients} validation patients, expected at least {MIN_VALID_PATIENTS}")
         train, valid = (_subsample(table, MAX_MAP_IMAGES // 2) for table in (train, valid))
     device = find_float64_device(learner.dls.device)
+    network = None if find_learner_state(learner).fitted_probe else _fuse_network(learner)
     train_features, valid_features = (
-        torch.from_numpy(_compute_features(learner, table["file"].tolist(), stage_channels, progress)).to(device)
+        torch.from_numpy(_compute_features(learner, table["file"].tolist(), stage_channels, progress, network)).to(
+            device
+        )
         for table in (train, valid)
     )
     if not (train_features.isfinite().all() and valid_features.isfinite().all()):
@@ -153,13 +156,23 @@ def _subsample(table: pd.DataFrame, max_images: int) -> pd.DataFrame:
     return table.iloc[select_evenly(len(table), max_images)]
 
 
+def _fuse_network(learner: "Learner") -> nn.Module:
+    input_spec, precision = learner.dls.fastcxr.input_spec, learner.fastcxr.precision
+    return fuse_for_inference(cast(nn.Module, learner.model), input_spec, precision)
+
+
 def _compute_features(
-    learner: "Learner", files: list[str], stage_channels: Mapping[str, int], progress: Progress
+    learner: "Learner",
+    files: list[str],
+    stage_channels: Mapping[str, int],
+    progress: Progress,
+    network: nn.Module | None = None,
 ) -> np.ndarray:
+    """Return the stage features of these files, shape (n, d). `network`: of _fuse_network, if it is already fused."""
     if find_learner_state(learner).fitted_probe is not None:
         return read_cached_features(learner, files, stage_channels)
+    network = _fuse_network(learner) if network is None else network
     state, precision, device = learner.dls.fastcxr, learner.fastcxr.precision, learner.dls.device
-    network = fuse_for_inference(cast(nn.Module, learner.model), state.input_spec, precision)
     row_by_file, feature_batches = state.image_cache.row_by_file, []
 
     def compute_batch(batch: slice) -> np.ndarray:

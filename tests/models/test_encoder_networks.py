@@ -167,7 +167,10 @@ def tiny_encoders(monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny_encoders")
-@pytest.mark.parametrize("name", ["chexfound", pytest.param("medsiglip", marks=pytest.mark.slow), "ark6"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("chexfound", marks=pytest.mark.slow), pytest.param("medsiglip", marks=pytest.mark.slow), "ark6"],
+)
 def test_an_encoder_in_bfloat16_has_an_ood_detector_and_the_predictions_of_float32(name, many_toys, tmp_path):
     recipe = RECIPE.replace(backbone=name, image_size="auto", strategy="full", precision="bf16", device="cpu")
     learner = make(many_toys, recipe.replace(batch_size=20))

@@ -60,7 +60,13 @@ def test_the_default_weight_decay_depends_on_the_optimizer(options, decay):
 
 @pytest.mark.parametrize(
     ("name", "rate"),
-    [("adam", 1e-3), ("sgd", "find"), ("timm:adamw", 1e-3), ("timm:sgd", "find"), ("timm:adafactor", "find")],
+    [
+        ("adam", 1e-3),
+        ("sgd", "find"),
+        ("timm:adamw", 1e-3),
+        pytest.param("timm:sgd", "find", marks=pytest.mark.slow),
+        ("timm:adafactor", "find"),
+    ],
 )
 def test_optimizers_support_frozen_groups_and_the_learning_rate_finder(toy_manifest, name, rate):
     recipe = RECIPE.replace(optimizer=name, learning_rate=rate, strategy="head", weight_decay=0.1)

@@ -38,7 +38,15 @@ RECIPES = {
 }
 
 
-SLOW = ("learning rate finder", "adam, steps", "float16", "workers")  # parts of each are in another recipe
+SLOW = (
+    "learning rate finder",
+    "adam, steps",
+    "float16",
+    "workers",
+    "timm",
+    "weighted sampling",
+    "stages",
+)  # parts of each are in another recipe
 
 
 class Crash(BaseException):

@@ -92,6 +92,7 @@ def test_folds_with_an_image_held_out_twice_or_never_are_not_pooled(tmp_path):
         reject_inconsistent_folds(hold_out("a.png", "a.png", "b.png"), manifests, "fold", tmp_path)
 
 
+@pytest.mark.slow
 def test_patient_level_folds_on_other_images_are_rejected_before_training(copied, tmp_path):
     recipe, data, _ = copied
     folder, recipe = tmp_path / "image", recipe.replace(split="image")

@@ -167,6 +167,7 @@ def test_trained_networks_and_patient_level_folds_are_run_once(pooled, image_lev
     assert not (image_level / "patient_split" / "patient_split").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_audit_is_a_critical_notice_of_the_pooled_report(pooled, tmp_path):
     recipe, _ = pooled
     first, second = (tmp_path / name for name in ("one", "other"))
@@ -231,6 +232,7 @@ def test_a_warning_of_some_folds_is_prefixed_with_their_names():
     assert [line["text"] for line in pool_messages(messages, "fold")] == ["no patients", "fold 1, 3: no haze"]
 
 
+@pytest.mark.slow
 def test_without_a_cache_all_folds_share_one_decoding_and_one_pass_for_each_type_of_features(
     toy_folder, tmp_path, temporary, monkeypatch
 ):
@@ -254,6 +256,7 @@ def test_without_a_cache_all_folds_share_one_decoding_and_one_pass_for_each_type
     assert features[0] == features[1]
 
 
+@pytest.mark.slow
 def test_the_pooled_report_states_that_the_heads_of_the_folds_were_refitted(pooled, toy_folder, tmp_path):
     assert json.loads((pooled[1] / "run.json").read_text())["refitted_heads"] == []
     assert "refitted" not in (pooled[1] / "report.html").read_text()

@@ -35,7 +35,7 @@ def data(tmp_path_factory):
     return write_toys(tmp_path_factory.mktemp("data") / "toys", per_class=40)
 
 
-@pytest.fixture(scope="module", params=["linear_probe", "full"])
+@pytest.fixture(scope="module", params=["linear_probe", pytest.param("full", marks=pytest.mark.slow)])
 def finished(request, data, tmp_path_factory):
     """A run with predictions from cached features (linear_probe) or from a forward pass (full)."""
     folder = tmp_path_factory.mktemp(request.param) / "run"

@@ -27,8 +27,16 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
 SMALL = {"weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "data_format": "csv"}
 LARGE_BACKBONES = ("vgg16", "vgg19_bn")  # above 100 million parameters
-# each has the architecture of a smaller backbone of the studies
-DEEP_BACKBONES = ("resnet101", "resnet152", "densenet169", "densenet201", "efficientnet_b7")
+# the others have similar architectures
+DEEP_BACKBONES = (
+    "resnet101",
+    "resnet152",
+    "densenet169",
+    "densenet201",
+    "efficientnet_b4",
+    "efficientnet_b7",
+    "resnet50",
+)
 # labels of the synthetic images in each study
 LABELS = {
     "bolhassani2024": ("Normal", "Bacteria", "Virus", "COVID-19"),

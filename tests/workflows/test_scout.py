@@ -306,6 +306,7 @@ def test_weights_without_a_backbone_are_rejected():
         parse_weights(["file.pth"])
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_path_of_the_figure(tmp_path, capfd, monkeypatch):
     data = write_toys(tmp_path / "toys", per_class=12)
     save_file(timm.create_model("mobilenetv2_035").state_dict(), tmp_path / "w.safetensors")
