@@ -98,6 +98,7 @@ def test_explain_lists_the_classes_if_an_unknown_class_is_given(call, finished, 
     assert not (tmp_path / "maps").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.needs("openvino")
 def test_openvino_predicts_the_same_probabilities_as_torch(call, finished):
     run, data, _ = finished

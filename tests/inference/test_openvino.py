@@ -28,7 +28,7 @@ def make_classifier(manifest, recipe):
     return extract_classifier(learner)
 
 
-@pytest.mark.parametrize("strategy", ["full", "linear_probe"])  # linear_probe: a MultiScaleHead
+@pytest.mark.parametrize("strategy", ["full", pytest.param("linear_probe", marks=pytest.mark.slow)])  # a MultiScaleHead
 def test_the_graph_gives_the_predictions_of_the_network(toy_manifest, strategy):
     classifier = make_classifier(toy_manifest, RECIPE.replace(strategy=strategy))
     eager = predict(classifier, toy_manifest, splits=None).probability

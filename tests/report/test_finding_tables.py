@@ -147,6 +147,7 @@ def test_a_dataset_with_one_label_per_image_has_no_table_of_findings(tmp_path):
     assert make_finding_table(read_dataset_record(build(tmp_path / "described", rows))) is None
 
 
+@pytest.mark.slow
 def test_the_rarest_of_many_findings_are_counted_in_a_line(tmp_path):
     record = read_dataset_record(build(tmp_path / "described", make_many(180)))
     context = make_finding_context(make_finding_table(record))

@@ -142,6 +142,7 @@ def test_a_signal_ends_the_training_after_the_batch_with_a_checkpoint(toy_manife
     assert (state["epoch"], state["batch"], len(batches)) == (0, 2, 2)
 
 
+@pytest.mark.slow
 def test_after_the_loss_of_a_worker_training_resumes_with_fewer_workers(toy_manifest, tmp_path, caplog):
     recipe = RECIPE.replace(learning_rate=1e-3, workers=2, batch_size=2)
     uninterrupted, _ = run_training(toy_manifest, recipe, tmp_path / "uninterrupted")

@@ -395,7 +395,8 @@ def assert_logged_in_every_run(parts):
         assert sum(" patients from " in text for text in texts) == 1
 
 
-@pytest.mark.parametrize("split", ["patient", pytest.param("image", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("split", ["patient", "image"])
+@pytest.mark.slow
 def test_all_folds_read_manifest_and_images_once(counted, tmp_path, split):
     data = write_toys(tmp_path / "toys", per_class=8)
     recipe = Recipe(NAME, data=str(data), weights="none", image_size=64, batch_size=8, folds=2, strategy="probe")

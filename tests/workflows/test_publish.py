@@ -281,12 +281,14 @@ def change_facts(files):
     ("change", "problem"),
     [
         (change_weights, "model.safetensors does not have its checksum in SHA256SUMS"),
-        (change_labels, "model.json does not have its checksum in SHA256SUMS"),
+        pytest.param(change_labels, "model.json does not have its checksum in SHA256SUMS", marks=pytest.mark.slow),
         (change_labels_and_checksum, "hf://me/model model.json: invalid value of 'labels'"),
         (change_thresholds, "model.json does not have its checksum in SHA256SUMS"),
-        (change_facts, "does not have its checksum"),
-        (lambda files: {"SHA256SUMS": b"\xff"}, "SHA256SUMS is damaged"),
-        (lambda files: {"SHA256SUMS": b""}, "config.json does not have its checksum"),
+        pytest.param(change_facts, "does not have its checksum", marks=pytest.mark.slow),
+        pytest.param(lambda files: {"SHA256SUMS": b"\xff"}, "SHA256SUMS is damaged", marks=pytest.mark.slow),
+        pytest.param(
+            lambda files: {"SHA256SUMS": b""}, "config.json does not have its checksum", marks=pytest.mark.slow
+        ),
         (lambda files: {"SHA256SUMS": None}, "a published model without SHA256SUMS: its files cannot be checked"),
         (lambda files: {"metrics.json": None}, "metrics.json is missing, which SHA256SUMS lists"),
     ],
@@ -426,7 +428,9 @@ def test_an_interrupted_upload_shows_nothing_and_is_continued(hub, run):
 
 
 @pytest.mark.usefixtures("staged_once")
-@pytest.mark.parametrize("remains", ["edited", "without checksum", "damaged checksums"])
+@pytest.mark.parametrize(
+    "remains", ["edited", "without checksum", pytest.param("damaged checksums", marks=pytest.mark.slow)]
+)
 def test_a_model_card_that_its_owner_completed_is_kept(hub, run, tmp_path, caplog, remains):
     push(run, REPO)
     written = hub.get_files(REPO)["README.md"]
