@@ -54,7 +54,6 @@ def train_in_processes(manifest: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, 
         return train_alone(manifest)
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(toy_manifest, tmp_path, monkeypatch):
     toy_manifest.to_csv(tmp_path / "manifest.csv", index=False)
     expected_history, expected_weights = train_alone(toy_manifest)
